@@ -1,0 +1,24 @@
+"""FreezeOut for MosaicML Composer.
+
+`FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017) anneals the learning rate of each layer to zero, the
+first layers first, and stops training the layers that have reached it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from composer_freezeout.algorithm import FreezeOut
+    from composer_freezeout.freezer import LayerFreezer, apply_freezeout
+
+__all__ = ['FreezeOut', 'LayerFreezer', '__version__', 'apply_freezeout']
+__version__ = '0.1.0'
+
+# Looked up on first use, so that `schedule`, `cost` and `config` can be had without waiting for torch.
+_HOME = {'FreezeOut': 'algorithm', 'LayerFreezer': 'freezer', 'apply_freezeout': 'freezer'}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'{__name__}.{_HOME[name]}'), name)

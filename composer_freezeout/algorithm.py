@@ -1,0 +1,360 @@
+"""FreezeOut as a Composer algorithm: events in, calls out."""
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit, get_precision_context
+from composer.loggers import Logger
+from composer.optim import ConstantScheduler
+from torch import nn
+from torch.compiler import set_stance
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
+
+from composer_freezeout import schedule
+from composer_freezeout.distributed import rewrap_ddp
+from composer_freezeout.freezer import LayerFreezer
+from composer_freezeout.freezing import BatchNormMode, check_batchnorm
+from composer_freezeout.partition import (
+    Granularity,
+    Partition,
+    Unit,
+    check_granularity,
+    check_layers,
+    partition_model,
+    trace_usage,
+)
+from composer_freezeout.schedule import HowScale
+
+__all__ = ['FreezeOut']
+
+log = logging.getLogger(__name__)
+
+
+class FreezeOut(Algorithm):
+    """Anneals each layer's learning rate to zero, first layers first, and stops training the layers that have reached it.
+
+    After `FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017). A frozen layer has no gradient, no update and
+    no drifting statistics; the backward pass ends at the first layer that still trains, which is what saves time. At the
+    end of the epoch its parameters and their state leave the optimizer.
+
+    FreezeOut owns the learning rate: give the optimizer the peak rate, and no scheduler.
+
+    Runs on :attr:`.Event.INIT`, :attr:`.Event.FIT_START`, :attr:`.Event.BATCH_START`, :attr:`.Event.BEFORE_FORWARD`,
+    :attr:`.Event.EPOCH_END` and :attr:`.Event.FIT_END`.
+
+    Logs ``freezeout/progress``, ``freezeout/units_frozen``, ``freezeout/fraction_frozen`` (of the parameters) and
+    ``freezeout/lr/<unit>`` for every batch.
+
+    Example:
+        .. code-block:: python
+
+            from composer import Trainer
+            from composer_freezeout import FreezeOut
+
+            trainer = Trainer(
+                model=model,
+                train_dataloader=train_dataloader,
+                max_duration='20ep',
+                optimizers=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+                algorithms=[FreezeOut()],
+            )
+
+    Args:
+        t_0 (float, optional): Freeze time of the first unit before scaling, as a fraction of training, in ``(0, 1]``. Smaller
+            saves more and costs more accuracy; at 1 nothing freezes and all units follow one cosine. Default: ``0.8``.
+        how_scale (str, optional): How freeze times depend on ``t_0``: ``'linear'``, ``'squared'`` or ``'cubic'``.
+            Default: ``'cubic'``, with which the first unit freezes at ``t_0 ** 3``.
+        scale_lr (bool, optional): Whether to scale each unit's learning rate by ``1 / t_i``, so that units that freeze early
+            travel as far as the others. Default: ``True``.
+        layers (Sequence[str], optional): The units: regular expressions over module names, first to freeze first. A module
+            belongs to the unit whose expression matches its full name or that of a module around it. Default: ``None``, a
+            unit for each module that owns parameters, with the normalisation that follows it, in the order of the forward
+            pass.
+        granularity (str, optional): ``'module'``, or ``'block'`` for one unit per residual, dense or transformer block.
+            Default: ``'module'``.
+        batchnorm (str, optional): What a frozen BatchNorm does in training: ``'eval'`` normalises by its running statistics,
+            ``'batch'`` by those of the batch without updating the running ones, ``'update'`` goes on as before.
+            Default: ``'eval'``.
+        t_warmup (str | Time, optional): How long all units warm up linearly, as a Composer time string such as ``'5ep'`` or
+            ``'0.05dur'``. Freeze times don't move. Default: ``None``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        t_0: float = 0.8,
+        how_scale: HowScale = 'cubic',
+        scale_lr: bool = True,
+        layers: Sequence[str] | None = None,
+        granularity: Granularity = 'module',
+        batchnorm: BatchNormMode = 'eval',
+        t_warmup: str | Time | None = None,
+    ) -> None:
+        schedule.check_schedule(t_0, how_scale)
+        check_granularity(granularity)
+        check_batchnorm(batchnorm)
+        if not isinstance(scale_lr, bool):
+            raise TypeError(f'scale_lr must be True or False, got {scale_lr!r}')
+        if layers is not None:
+            check_layers(layers)
+            if granularity != 'module':
+                raise ValueError(f'layers already says what the units are; leave out granularity={granularity!r}')
+        self.t_0 = t_0
+        self.how_scale: HowScale = how_scale
+        self.scale_lr = scale_lr
+        self.layers = None if layers is None else list(layers)
+        self.granularity: Granularity = granularity
+        self.batchnorm: BatchNormMode = batchnorm
+        self.t_warmup = None if t_warmup is None else _parse_warmup(t_warmup)
+        self._state: State | None = None
+        self._freezer: LayerFreezer | None = None
+        self._frozen_at: list[int] = []
+        self._warmup = 0.0
+
+    def __repr__(self) -> str:
+        arguments = {**self._settings(), 't_warmup': None if self.t_warmup is None else self.t_warmup.to_timestring()}
+        return f'FreezeOut({", ".join(f"{name}={value!r}" for name, value in arguments.items())})'
+
+    def match(self, event: Event, state: State) -> bool:
+        """Runs on the events named in the description of the class."""
+        del state
+        return event in (
+            Event.INIT,
+            Event.FIT_START,
+            Event.BATCH_START,
+            Event.BEFORE_FORWARD,
+            Event.EPOCH_END,
+            Event.FIT_END,
+        )
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Translates the event into calls of :class:`.LayerFreezer`."""
+        if event == Event.INIT:
+            # Kept for `load_state_dict`, which is not given it.
+            self._state = state
+        elif event == Event.FIT_START:
+            self._fit_start(state)
+        elif event == Event.BATCH_START:
+            self._batch_start(state, logger)
+        elif self._freezer is None:
+            return
+        elif event == Event.BEFORE_FORWARD:
+            # Not at BATCH_START alone: training metrics switch the mode between microbatches.
+            self._freezer.freezer.hold_norms()
+        elif event == Event.EPOCH_END:
+            self._freezer.epoch_end()
+        elif event == Event.FIT_END:
+            self._freezer.freezer.release()
+
+    def unit_table(self) -> list[dict[str, Any]]:
+        """One row per unit, first to freeze first; empty before the first batch.
+
+        Returns:
+            list[dict[str, Any]]: ``name``, ``parameters`` (count), ``t_i`` (progress in ``(0, 1]``), ``frozen`` and
+            ``frozen_at_batch`` (batches trained before it froze, None while it trains).
+        """
+        if self._freezer is None:
+            return []
+        rows = self._freezer.unit_table()
+        for index, row in enumerate(rows):
+            row['frozen_at_batch'] = self._frozen_at[index] if index < len(self._frozen_at) else None
+        return rows
+
+    # --- events
+
+    def _fit_start(self, state: State) -> None:
+        self._warmup = 0.0 if self.t_warmup is None else _as_progress(self.t_warmup, state)
+        if self._freezer is not None:
+            self._freezer.groups.track_schedulers(state.schedulers)
+        rivals = [name for name in map(_describe_scheduler, state.schedulers) if name is not None]
+        if rivals:
+            log.warning(
+                'FreezeOut sets the learning rate of every unit itself, so %s has no effect on training and only changes '
+                'what monitors read at the end of a batch. Remove it from `schedulers`; for a warm-up use '
+                "FreezeOut(t_warmup='5ep').",
+                ' and '.join(rivals),
+            )
+
+    def _batch_start(self, state: State, logger: Logger) -> None:
+        if self._freezer is None:
+            # Here at the latest: now the model has had all its surgery, and there is a batch to trace it with.
+            self._freezer = self._make_freezer(state, self._partition(state))
+        progress = _progress(state)
+        if self._freezer.batch_start(progress, self._warmup):
+            del self._frozen_at[self._freezer.units_frozen :]
+            newly_frozen = self._freezer.units_frozen - len(self._frozen_at)
+            self._frozen_at += [int(state.timestamp.batch)] * newly_frozen
+            if isinstance(state.model, DistributedDataParallel):
+                state.model = rewrap_ddp(state.model)
+        logger.log_metrics(
+            {
+                'freezeout/progress': progress,
+                'freezeout/units_frozen': self._freezer.units_frozen,
+                'freezeout/fraction_frozen': self._freezer.fraction_frozen,
+                **{f'freezeout/lr/{unit}': lr for unit, lr in self._freezer.learning_rates().items()},
+            }
+        )
+
+    # --- set-up
+
+    def _partition(self, state: State) -> Partition:
+        model = _unwrap(state.model)
+
+        def forward() -> None:
+            # Compiled forwards would hide the operators.
+            with set_stance('force_eager'), get_precision_context(Precision(state.precision), state.precision_config):
+                outputs = model(state.batch)
+                model.loss(outputs, state.batch)
+
+        partition = partition_model(model, trace_usage(model, forward), self.layers, self.granularity)
+        problem = partition.describe_bad_cuts()
+        if problem is not None:
+            log.warning('FreezeOut: %s.', problem)
+        return partition
+
+    def _make_freezer(self, state: State, partition: Partition) -> LayerFreezer:
+        return LayerFreezer(
+            _unwrap(state.model),
+            state.optimizers[0],
+            partition,
+            t_0=self.t_0,
+            how_scale=self.how_scale,
+            scale_lr=self.scale_lr,
+            batchnorm=self.batchnorm,
+            schedulers=state.schedulers,
+        )
+
+    # --- checkpoints
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            't_0': self.t_0,
+            'how_scale': self.how_scale,
+            'scale_lr': self.scale_lr,
+            'layers': self.layers,
+            'granularity': self.granularity,
+            'batchnorm': self.batchnorm,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings, the partition, and what has been frozen and removed."""
+        state_dict: dict[str, Any] = {**super().state_dict(), 'settings': self._settings()}
+        if self._freezer is not None:
+            partition = self._freezer.partition
+            state_dict |= {
+                'units': [[unit.name, list(unit.parameters), list(unit.norms)] for unit in partition.units],
+                'cuts': list(partition.cuts),
+                'frozen_at': list(self._frozen_at),
+                'units_removed': self._freezer.groups.units_removed,
+            }
+        return state_dict
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Brings the model and the optimizer into the shape that the checkpoint was saved in.
+
+        Composer loads algorithms before optimizers, so that the optimizer's state meets the groups that it belongs to.
+
+        Raises:
+            ValueError: If the checkpoint comes from other settings or from a model with other parameters.
+        """
+        for name, value in self._settings().items():
+            saved = state.get('settings', {}).get(name, value)
+            if saved != value:
+                raise ValueError(
+                    f'the checkpoint was made with FreezeOut({name}={saved!r}), not {name}={value!r}; use the same value, or '
+                    'load_weights_only=True to start a new schedule from its weights'
+                )
+        if 'units' not in state:
+            return
+        assert self._state is not None, 'Composer runs INIT before it loads'
+        partition = Partition(
+            tuple(Unit(name, tuple(parameters), tuple(norms)) for name, parameters, norms in state['units']),
+            tuple(state['cuts']),
+        )
+        if self._freezer is None:
+            expected = {name for name, p in _unwrap(self._state.model).named_parameters() if p.requires_grad}
+            saved = {name for unit in partition.units for name in unit.parameters}
+            if expected != saved:
+                raise ValueError(
+                    "the checkpoint's FreezeOut units don't fit the model: parameters only in the checkpoint "
+                    f'{sorted(saved - expected)[:3]}, only in the model {sorted(expected - saved)[:3]}; build the same '
+                    'model, or use load_weights_only=True'
+                )
+            self._freezer = self._make_freezer(self._state, partition)
+        self._frozen_at = list(state['frozen_at'])
+        self._freezer.groups.set_removed(state['units_removed'])
+        self._freezer.freezer.set_frozen(len(self._frozen_at))
+
+
+def _unwrap(model: nn.Module) -> Any:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _progress(state: State) -> float:
+    """Share of the training that is done, in ``[0, 1)``, in batches even where the duration is in epochs."""
+    duration, timestamp = state.max_duration, state.timestamp
+    if duration is None:
+        raise ValueError("max_duration is not set; FreezeOut needs it: pass max_duration='20ep', say, to the Trainer")
+    if duration.unit == TimeUnit.EPOCH:
+        batches_per_epoch = _batches_per_epoch(state)
+        done = timestamp.epoch.value * batches_per_epoch + timestamp.batch_in_epoch.value
+        return done / (duration.value * batches_per_epoch)
+    if duration.unit in (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN):
+        return timestamp.get(duration.unit).value / duration.value
+    raise ValueError(f'max_duration must be in epochs, batches, samples or tokens (ep, ba, sp, tok), got {duration}')
+
+
+def _as_progress(time: Time, state: State) -> float:
+    """A length of time as a share of the training."""
+    duration = state.max_duration
+    assert duration is not None, 'Composer refuses to fit without it'
+    if time.unit == TimeUnit.DURATION:
+        return time.value
+    if time.unit == duration.unit:
+        return time.value / duration.value
+    if (time.unit, duration.unit) == (TimeUnit.BATCH, TimeUnit.EPOCH):
+        return time.value / (duration.value * _batches_per_epoch(state))
+    if (time.unit, duration.unit) == (TimeUnit.EPOCH, TimeUnit.BATCH):
+        return time.value * _batches_per_epoch(state) / duration.value
+    raise ValueError(
+        f't_warmup={time.to_timestring()!r} cannot be compared with max_duration={duration.to_timestring()!r}; give it in the '
+        "same unit or as a fraction, such as '0.05dur'"
+    )
+
+
+def _batches_per_epoch(state: State) -> int:
+    if state.dataloader_len is None:
+        raise ValueError(
+            'the train dataloader has no length, so progress within an epoch is unknown; give max_duration in batches, '
+            'samples or tokens, or set train_subset_num_batches'
+        )
+    return state.dataloader_len.value
+
+
+def _parse_warmup(t_warmup: str | Time) -> Time:
+    try:
+        time = Time.from_input(t_warmup)
+    except (RuntimeError, TypeError, ValueError):
+        time = None
+    if time is None or time.unit in (TimeUnit.SECOND, TimeUnit.ITERATION) or not time.value >= 0:
+        raise ValueError(
+            f"t_warmup must be a Composer time string in ep, ba, sp, tok or dur, such as '5ep' or '0.05dur', got {t_warmup!r}"
+        )
+    return time
+
+
+def _describe_scheduler(scheduler: LRScheduler) -> str | None:
+    """Name of a scheduler as the user knows it, or None if it leaves the learning rate alone."""
+    # Composer compiles its schedulers to a LambdaLR around a closure.
+    functions = getattr(scheduler, 'lr_lambdas', [None])
+    closure = inspect.getclosurevars(functions[0]).nonlocals if inspect.isfunction(functions[0]) else {}
+    original = closure.get('scheduler', scheduler)
+    if isinstance(original, ConstantScheduler) and original.alpha == 1.0:
+        return None
+    return getattr(original, '__name__', type(original).__name__)

@@ -1,0 +1,102 @@
+"""Makes the first ``k`` units of a model frozen: no gradient, no update, no drift of running statistics."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from torch import nn
+
+from composer_freezeout.partition import Unit
+
+__all__ = ['BatchNormMode', 'UnitFreezer', 'check_batchnorm']
+
+BatchNormMode = Literal['eval', 'batch', 'update']
+
+
+def check_batchnorm(batchnorm: str) -> None:
+    """Checks the meaning of a frozen BatchNorm.
+
+    Raises:
+        ValueError: If it is not ``'eval'``, ``'batch'`` or ``'update'``.
+    """
+    if batchnorm not in get_args(BatchNormMode):
+        raise ValueError(f'batchnorm must be one of {", ".join(get_args(BatchNormMode))}, got {batchnorm!r}')
+
+
+class UnitFreezer:
+    """Freezes and thaws the leading units of a model, in place.
+
+    Modules and parameters are looked up by name each time, so that wrappers which replace the parameter objects are fine.
+
+    Args:
+        model (nn.Module): The model, without a data-parallel wrapper.
+        units (Sequence[Unit]): Its units, in the order in which they freeze.
+        batchnorm (str): What a frozen normalisation layer with running statistics does in training: ``'eval'`` normalises
+            by the running statistics, ``'batch'`` by those of the batch without updating the running ones, ``'update'``
+            goes on as if it were not frozen.
+
+    Raises:
+        ValueError: If ``batchnorm`` is unknown, or ``'batch'`` for a layer that does not have that meaning.
+    """
+
+    def __init__(self, model: nn.Module, units: Sequence[Unit], batchnorm: BatchNormMode = 'eval') -> None:
+        check_batchnorm(batchnorm)
+        self.model = model
+        self.units = tuple(units)
+        self.batchnorm = batchnorm
+        self.units_frozen = 0
+        self._frozen_norms: list[nn.Module] = []
+        if batchnorm == 'batch':
+            for name in (norm for unit in units for norm in unit.norms):
+                if not isinstance(model.get_submodule(name), nn.modules.batchnorm._BatchNorm):
+                    raise ValueError(
+                        f"batchnorm='batch' needs BatchNorm layers, but {name!r} is "
+                        f"{type(model.get_submodule(name)).__name__}; use 'eval' or 'update'"
+                    )
+
+    def set_frozen(self, count: int) -> bool:
+        """Freezes the first ``count`` units and thaws the others; does nothing where they already are so.
+
+        Args:
+            count (int): In ``[0, len(units)]``.
+
+        Returns:
+            bool: Whether anything changed.
+        """
+        if count == self.units_frozen:
+            return False
+        self._release_norms()
+        for unit in self.units[min(count, self.units_frozen) : max(count, self.units_frozen)]:
+            for name in unit.parameters:
+                parameter = self.model.get_parameter(name)
+                parameter.requires_grad_(count < self.units_frozen)
+                # A gradient left behind would be clipped, averaged and applied with the others.
+                parameter.grad = None
+        self.units_frozen = count
+        if self.batchnorm != 'update':
+            names = (norm for unit in self.units[:count] for norm in unit.norms)
+            self._frozen_norms = [self.model.get_submodule(name) for name in names]
+        self.hold_norms()
+        return True
+
+    def hold_norms(self) -> None:
+        """Keeps the statistics of frozen layers still. Call before every training forward: ``model.train()`` undoes it."""
+        if self.batchnorm == 'eval':
+            for norm in self._frozen_norms:
+                if norm.training:
+                    norm.eval()
+        else:
+            for norm in self._frozen_norms:
+                # In training mode this means batch statistics and no update; evaluation still uses the running ones.
+                norm.track_running_stats = False
+
+    def release(self) -> None:
+        """Gives the layers of frozen units their own behaviour back; their parameters stay frozen."""
+        self._release_norms()
+
+    def _release_norms(self) -> None:
+        for norm in self._frozen_norms:
+            if self.batchnorm == 'eval':
+                norm.train(self.model.training)
+            else:
+                norm.track_running_stats = True
+        self._frozen_norms = []

@@ -1,0 +1,176 @@
+"""Param groups per unit: every unit has its own learning rate, and leaves the optimizer when it is frozen.
+
+The groups stand with the deepest unit first. Learning-rate schedulers address groups by position, so units that freeze,
+first unit first, must leave from the end of the list.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from composer_freezeout.partition import Unit
+
+__all__ = ['BASE_LR', 'UNIT', 'UnitGroups']
+
+# Keys of a param group. They travel with the optimizer's state dict.
+UNIT = 'freezeout_unit'
+BASE_LR = 'freezeout_base_lr'
+_ORIGIN = 'freezeout_origin'  # index of the group that it was split from
+
+# What torch's schedulers keep per param group, by position.
+_PER_GROUP = ('base_lrs', 'lr_lambdas', '_last_lr', 'max_lrs', 'min_lrs', 'base_momentums', 'max_momentums')
+
+
+class UnitGroups:
+    """The param groups of one optimizer, split in place per unit and original group.
+
+    Groups keep the hyperparameters of the group they come from. Parameters that no unit owns stay in a group of their own,
+    in front, and are never removed.
+
+    Args:
+        optimizer (Optimizer): The optimizer. The object stays the same; so do its state and its hyperparameters.
+        model (nn.Module): The model that the names in ``units`` refer to.
+        units (Sequence[Unit]): The units, first to freeze first.
+        initial_factors (Sequence[float]): Factor of each unit's learning rate at the start, in ``(0, ∞)``; fixes
+            ``initial_lr``, by which schedulers and decoupled weight decay scale.
+        schedulers (Iterable[LRScheduler]): Schedulers of this optimizer, kept aligned with its groups.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        units: Sequence[Unit],
+        initial_factors: Sequence[float],
+        schedulers: Iterable[LRScheduler] = (),
+    ) -> None:
+        self.optimizer = optimizer
+        self.units_removed = 0
+        self._index = {unit.name: index for index, unit in enumerate(units)}
+        self._removed: list[dict[str, Any]] = []
+        self._schedulers: list[tuple[LRScheduler, dict[str, dict[int, Any]]]] = []
+        for position, group in enumerate(optimizer.param_groups):
+            group[_ORIGIN] = position
+        self.track_schedulers(schedulers)
+        unit_of = {id(model.get_parameter(name)): unit.name for unit in units for name in unit.parameters}
+        optimizer.param_groups[:] = _split(optimizer.param_groups, unit_of, units, initial_factors)
+        self._align_schedulers()
+
+    def track_schedulers(self, schedulers: Iterable[LRScheduler]) -> None:
+        """Keeps these schedulers, and no others, aligned with the groups from now on.
+
+        Args:
+            schedulers (Iterable[LRScheduler]): Schedulers made for the optimizer's groups as they are now.
+        """
+        known = {id(scheduler): lists for scheduler, lists in self._schedulers}
+        origins = [group[_ORIGIN] for group in self.optimizer.param_groups]
+        self._schedulers = [
+            (s, known[id(s)] if id(s) in known else {k: dict(zip(origins, v, strict=True)) for k, v in _lists(s).items()})
+            for s in _flatten(schedulers)
+        ]
+
+    def set_learning_rates(self, factors: Sequence[float]) -> None:
+        """Sets the learning rate of every group.
+
+        Args:
+            factors (Sequence[float]): Factor of each unit, in ``[0, ∞)``, times the group's base learning rate. Parameters
+                outside of the units get the last unit's.
+        """
+        for group in self.optimizer.param_groups:
+            lr = group[BASE_LR] * factors[self._index.get(group[UNIT], -1)]
+            if isinstance(group['lr'], torch.Tensor):
+                group['lr'].fill_(lr)
+            else:
+                group['lr'] = lr
+
+    def learning_rates(self) -> dict[str, float]:
+        """Learning rate of each unit in the optimizer; by ``unit/group<j>`` where its groups have different ones."""
+        rates: dict[str, dict[int, float]] = {}
+        for group in reversed(self.optimizer.param_groups):
+            if group[UNIT] is not None:
+                rates.setdefault(group[UNIT], {})[group[_ORIGIN]] = float(group['lr'])
+        return {
+            name if len(set(of_unit.values())) == 1 else f'{name}/group{origin}': lr
+            for name, of_unit in rates.items()
+            for origin, lr in (of_unit.items() if len(set(of_unit.values())) > 1 else [next(iter(of_unit.items()))])
+        }
+
+    def set_removed(self, count: int) -> bool:
+        """Takes the first ``count`` units out of the optimizer, with their state, and puts others back with none.
+
+        Args:
+            count (int): In ``[0, len(units))``.
+
+        Returns:
+            bool: Whether anything changed.
+        """
+        if count == self.units_removed:
+            return False
+        groups = self.optimizer.param_groups
+        for group in [g for g in groups if self._position(g) < count]:
+            for parameter in group['params']:
+                self.optimizer.state.pop(parameter, None)
+        everything = groups + self._removed
+        self._removed = [group for group in everything if self._position(group) < count]
+        groups[:] = sorted((g for g in everything if self._position(g) >= count), key=self._position, reverse=True)
+        self.units_removed = count
+        self._align_schedulers()
+        return True
+
+    def _position(self, group: Mapping[str, Any]) -> int:
+        return self._index.get(group[UNIT], len(self._index))
+
+    def _align_schedulers(self) -> None:
+        groups = self.optimizer.param_groups
+        for scheduler, lists in self._schedulers:
+            for attribute, by_origin in lists.items():
+                if attribute == 'base_lrs':
+                    setattr(scheduler, attribute, [group['initial_lr'] for group in groups])
+                else:
+                    setattr(scheduler, attribute, [by_origin[group[_ORIGIN]] for group in groups])
+
+
+def _split(
+    groups: Sequence[dict[str, Any]],
+    unit_of: Mapping[int, str],
+    units: Sequence[Unit],
+    initial_factors: Sequence[float],
+) -> list[dict[str, Any]]:
+    """New groups in the order: outside of the units, last unit, …, first unit. O(parameters)."""
+    names: list[str | None] = [None, *(unit.name for unit in reversed(units))]
+    factors = [initial_factors[-1], *reversed(initial_factors)]
+    members: dict[tuple[str | None, int], list[nn.Parameter]] = {}
+    for origin, group in enumerate(groups):
+        for parameter in group['params']:
+            members.setdefault((unit_of.get(id(parameter)), origin), []).append(parameter)
+    split = []
+    for name, factor in zip(names, factors, strict=True):
+        for origin, group in enumerate(groups):
+            parameters = members.get((name, origin))
+            if parameters:
+                # The base is remembered, not read again: a scheduler may have changed `lr`, an earlier split too.
+                base_lr = float(group.get(BASE_LR, group.get('initial_lr', group['lr'])))
+                split.append({
+                    **group,
+                    'params': parameters,
+                    'lr': group['lr'].clone() if isinstance(group['lr'], torch.Tensor) else group['lr'],
+                    'initial_lr': base_lr * factor,
+                    UNIT: name,
+                    BASE_LR: base_lr,
+                    _ORIGIN: origin,
+                })
+    return split
+
+
+def _flatten(schedulers: Iterable[LRScheduler]) -> Iterable[LRScheduler]:
+    for scheduler in schedulers:
+        yield scheduler
+        yield from _flatten(getattr(scheduler, '_schedulers', ()))
+
+
+def _lists(scheduler: LRScheduler) -> dict[str, list[Any]]:
+    return {name: getattr(scheduler, name) for name in _PER_GROUP if hasattr(scheduler, name)}

@@ -1,0 +1,109 @@
+r"""When each unit freezes and which learning rate it has until then.
+
+Pure functions of the progress ``t``, the fraction of training done, in ``[0, 1)``. Notation of
+`FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017), section 3: ``t_0`` sets the schedule, ``t_i`` is the
+progress at which unit :math:`i` freezes, and its learning rate anneals along a cosine that ends there.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+__all__ = ['HowScale', 'check_schedule', 'freeze_times', 'lr_factor', 'units_frozen']
+
+HowScale = Literal['linear', 'squared', 'cubic']
+
+_EXPONENT: dict[str, int] = {'linear': 1, 'squared': 2, 'cubic': 3}
+
+
+def check_schedule(t_0: float, how_scale: str) -> None:
+    """Checks the two arguments that fix the schedule.
+
+    Args:
+        t_0 (float): In ``(0, 1]``.
+        how_scale (str): ``'linear'``, ``'squared'`` or ``'cubic'``.
+
+    Raises:
+        TypeError: If ``t_0`` is not a number.
+        ValueError: If either is out of range.
+    """
+    if isinstance(t_0, bool) or not isinstance(t_0, (int, float)):
+        raise TypeError(f't_0 must be a number in (0, 1], got {t_0!r} ({type(t_0).__name__})')
+    if not 0 < t_0 <= 1:
+        raise ValueError(
+            f't_0 must be in (0, 1], got {t_0!r}; the paper uses 0.3 to 0.9, and 1 anneals all units together'
+        )
+    if how_scale not in get_args(HowScale):
+        raise ValueError(f'how_scale must be one of {", ".join(get_args(HowScale))}, got {how_scale!r}')
+
+
+def freeze_times(num_units: int, t_0: float = 0.8, how_scale: str = 'cubic') -> tuple[float, ...]:
+    r"""Progress at which each unit freezes.
+
+    :math:`t_i = f(t_0 + (1 - t_0)\,i / (n - 1))` with :math:`f(x) = x`, :math:`x^2` or :math:`x^3` (section 3 of the paper;
+    the squared scale is from its published code). The last unit trains to the end; with one unit ``t_0`` is unused.
+
+    Args:
+        num_units (int): Number of units ``n``, in ``[1, ∞)``.
+        t_0 (float): Freeze time of the first unit before scaling, in ``(0, 1]``.
+        how_scale (str): ``'linear'``, ``'squared'`` or ``'cubic'``.
+
+    Returns:
+        tuple[float, ...]: ``n`` times in ``(0, 1]``, ascending; the last is exactly 1.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    check_schedule(t_0, how_scale)
+    if num_units < 1:
+        raise ValueError(f'num_units must be at least 1, got {num_units}')
+    exponent = _EXPONENT[how_scale]
+    times = [(t_0 + (1 - t_0) * i / (num_units - 1)) ** exponent for i in range(num_units - 1)]
+    if times and times[0] == 0:
+        raise ValueError(f't_0 = {t_0!r} is too small: t_0 ** {exponent} is zero in floating point; use a larger t_0')
+    # Set, not computed: rounding can leave the head at 0.999… and freeze it before the end.
+    return (*times, 1.0)
+
+
+def lr_factor(t: float, t_i: float, scale_lr: bool = True, warmup: float = 0.0) -> float:
+    r"""Learning rate of a unit at progress ``t``, as a multiple of the base learning rate.
+
+    :math:`\frac{1}{2}\,s\,(1 + \cos(\pi t / t_i))` with :math:`s = 1 / t_i` if ``scale_lr`` else 1 (section 3, equation 1, with
+    the ½ that the paper's formula lacks), and 0 from ``t_i`` on. During a warm-up the factor rises linearly from 0 to the
+    value that the cosine has at its end; freeze times don't move.
+
+    Args:
+        t (float): Progress, in ``[0, 1)``.
+        t_i (float): Freeze time of the unit, in ``(0, 1]``.
+        scale_lr (bool): Whether each unit's rate is scaled by ``1 / t_i``, so that all units travel the same distance.
+        warmup (float): Progress at which the warm-up ends, in ``[0, t_i)``; 0 for none.
+
+    Returns:
+        float: The factor, in ``[0, 1 / t_i]``.
+    """
+    if t >= t_i:
+        return 0.0
+    if t < warmup:
+        return t / warmup * lr_factor(warmup, t_i, scale_lr)
+    # ½(1 + cos πx) = sin²(½π(1 - x)): the same value, but without cancellation near the freeze.
+    annealed = math.sin(0.5 * math.pi * (t_i - t) / t_i) ** 2
+    return annealed / t_i if scale_lr else annealed
+
+
+def units_frozen(t: float, times: Sequence[float]) -> int:
+    """Number of leading units that are frozen at progress ``t``: those with ``t_i <= t``.
+
+    Args:
+        t (float): Progress, in ``[0, 1)``.
+        times (Sequence[float]): Freeze times, ascending, the last one 1.
+
+    Returns:
+        int: In ``[0, n)``.
+
+    Raises:
+        ValueError: If ``t`` is outside ``[0, 1)``.
+    """
+    if not 0 <= t < 1:
+        raise ValueError(f'progress must be in [0, 1), got {t!r}')
+    return bisect_right(times, t)
