@@ -1,0 +1,60 @@
+"""Two processes on the CPU, started as users start them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name('two_ranks.py')
+ROOT = SCRIPT.parent.parent
+
+
+def launch(processes: int, folder: Path) -> list[dict[str, Any]]:
+    folder.mkdir()
+    launcher = Path(sys.executable).with_name('composer')
+    subprocess.run(
+        [launcher, '-n', str(processes), SCRIPT, str(folder)],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+        timeout=240,
+    )
+    return [torch.load(folder / f'rank{rank}.pt') for rank in range(processes)]
+
+
+@pytest.fixture(scope='module')
+def two_ranks(tmp_path_factory):
+    return launch(2, tmp_path_factory.mktemp('ddp') / 'two')
+
+
+def test_frozen_gradients_are_not_communicated(two_ranks):
+    for rank in two_ranks:
+        assert len(rank['reduced']) == 16
+        assert rank['reduced'] == rank['trainable']
+        assert len(set(rank['reduced'])) == 4  # three freezes
+        assert rank['find_unused_parameters'] is False
+
+
+def test_microbatches_synchronise_once_a_step(two_ranks):
+    for rank in two_ranks:
+        assert rank['synchronised'] == [1] * 16
+
+
+def test_ranks_agree_to_the_bit(two_ranks):
+    first, second = two_ranks
+    assert first['units'] == second['units']
+    assert [row['frozen_at_batch'] for row in first['units']] == [2, 5, 10, None]
+    for name, tensor in first['model'].items():
+        assert torch.equal(tensor, second['model'][name]), name
+
+
+def test_two_processes_equal_one(two_ranks, tmp_path):
+    (single,) = launch(1, tmp_path / 'one')
+    assert single['units'] == two_ranks[0]['units']
+    for name, tensor in single['model'].items():
+        # Gradients of the microbatches are added in another order: rounding, over 16 steps.
+        torch.testing.assert_close(two_ranks[0]['model'][name], tensor, rtol=1e-4, atol=1e-6, msg=name)

@@ -1,0 +1,158 @@
+"""A run that is interrupted and resumed ends with the same bits as one that is not."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer import Trainer
+from composer.optim import CosineAnnealingScheduler, DecoupledAdamW, DecoupledSGDW
+from torch.optim import SGD, AdamW
+
+from composer_freezeout import FreezeOut
+
+from .training import classifier, images, trainer
+
+OPTIMIZERS = {
+    'sgd': lambda p: SGD(p, lr=0.1),
+    'sgd-momentum': lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    'adamw': lambda p: AdamW(p, lr=0.01),
+    'decoupled-sgdw': lambda p: DecoupledSGDW(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    'decoupled-adamw': lambda p: DecoupledAdamW(p, lr=0.01),
+}
+
+
+def run(optimizer: str, grouped: bool, freezeout: FreezeOut | None = None, **arguments: Any) -> Trainer:
+    model = classifier()
+    parameters: Any = list(model.parameters())
+    if grouped:
+        vectors = [p for p in parameters if p.ndim == 1]
+        parameters = [{'params': [p for p in parameters if p.ndim > 1]}, {'params': vectors, 'weight_decay': 0.0}]
+    return trainer(
+        model,
+        [freezeout or FreezeOut(0.5)],
+        OPTIMIZERS[optimizer](parameters),
+        eval_dataloader=images(),
+        eval_interval='3ba',
+        **arguments,
+    )
+
+
+def assert_same_end(resumed: Trainer, reference: Trainer) -> None:
+    assert resumed.state.timestamp.batch == reference.state.timestamp.batch
+    ours, theirs = resumed.state.model.state_dict(), reference.state.model.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    a, b = resumed.state.optimizers[0], reference.state.optimizers[0]
+    hyperparameters = [[{k: v for k, v in g.items() if k != 'params'} for g in o.param_groups] for o in (a, b)]
+    assert hyperparameters[0] == hyperparameters[1]
+    for p, q in zip(*(itertools.chain(*(g['params'] for g in o.param_groups)) for o in (a, b)), strict=True):
+        assert list(a.state[p]) == list(b.state[q])
+        assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(a.state[p].values(), b.state[q].values(), strict=True))
+    assert len(a.state) == len(b.state)
+    for name, metric in reference.state.train_metrics.items():
+        assert torch.equal(resumed.state.train_metrics[name].compute(), metric.compute())
+
+
+# Composer's word on a checkpoint made between the last batch of an epoch and its end.
+@pytest.mark.filterwarnings('ignore:No batches were trained:UserWarning', 'ignore:The ..compute.. method:UserWarning')
+@pytest.mark.parametrize('grouped', [False, True], ids=['one-group', 'two-groups'])
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_resume_at_every_batch_is_exact(optimizer, grouped, tmp_path):
+    whole = run(optimizer, grouped, save_folder=str(tmp_path), save_interval='1ba', save_num_checkpoints_to_keep=-1)
+    whole.fit()
+    checkpoints = sorted(tmp_path.glob('ep*-rank0.pt'), key=lambda path: int(path.name.split('-')[1][2:]))
+    assert len(checkpoints) == 16
+    for checkpoint in checkpoints[:-1]:
+        freezeout = FreezeOut(0.5)
+        resumed = run(optimizer, grouped, freezeout, load_path=str(checkpoint))
+        resumed.fit()
+        assert_same_end(resumed, whole)
+        assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [2, 5, 10, None]
+
+
+def test_another_run_does_not_end_the_same():
+    """The comparison above can fail."""
+    a, b = run('sgd', False), run('sgd', False, FreezeOut(0.6))
+    a.fit()
+    b.fit()
+    with pytest.raises(AssertionError):
+        assert_same_end(a, b)
+
+
+def test_autoresume_after_three_interruptions(tmp_path):
+    whole = run('sgd-momentum', False)
+    whole.fit()
+    arguments = {
+        'save_folder': str(tmp_path), 'save_interval': '1ba', 'autoresume': True, 'run_name': 'interrupted',
+    }  # fmt: skip
+
+    class Interrupted(Exception):
+        pass
+
+    for stop_at in (3, 7, 11, None):
+        resumed = run('sgd-momentum', False, **arguments)
+        if stop_at is not None:
+
+            def stop(*_: object, at: int = stop_at, of: Trainer = resumed) -> None:
+                if of.state.timestamp.batch == at:
+                    raise Interrupted
+
+            resumed.state.model.register_forward_pre_hook(stop)
+            with pytest.raises(Interrupted):
+                resumed.fit()
+        else:
+            resumed.fit()
+    assert_same_end(resumed, whole)
+
+
+def test_with_a_scheduler_the_checkpoint_stays_loadable(tmp_path):
+    arguments = {'schedulers': CosineAnnealingScheduler()}
+    whole = run('sgd-momentum', True, save_folder=str(tmp_path), save_interval='5ba', save_num_checkpoints_to_keep=-1, **arguments)
+    whole.fit()
+    for checkpoint in sorted(tmp_path.glob('ep*-rank0.pt')):
+        if 'ba16' not in checkpoint.name:
+            resumed = run('sgd-momentum', True, load_path=str(checkpoint), **arguments)
+            resumed.fit()
+            assert_same_end(resumed, whole)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    first = run('sgd-momentum', False, save_folder=str(tmp_path), save_interval='6ba')
+    first.fit()
+    return str(next(tmp_path.glob('ep*-ba6-rank0.pt')))
+
+
+@pytest.mark.parametrize(
+    ('freezeout', 'message'),
+    [
+        (FreezeOut(0.6), r'made with FreezeOut\(t_0=0.5\), not t_0=0.6'),
+        (FreezeOut(0.5, 'linear'), "how_scale='cubic'"),
+        (FreezeOut(0.5, granularity='block'), "granularity='module'"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(freezeout, message, checkpoint):
+    with pytest.raises(ValueError, match=message):
+        run('sgd-momentum', False, freezeout, load_path=checkpoint)
+
+
+def test_weights_only_starts_unfrozen(checkpoint):
+    freezeout = FreezeOut(0.5)
+    fresh = run('sgd-momentum', False, freezeout, load_path=checkpoint, load_weights_only=True)
+    assert all(p.requires_grad for p in fresh.state.model.parameters())
+    fresh.fit()
+    assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [2, 5, 10, None]
+
+
+def test_a_checkpoint_made_without_freezeout_opens(tmp_path):
+    plain = trainer(classifier(), [], max_duration='2ep', save_folder=str(tmp_path))
+    plain.fit()
+    freezeout = FreezeOut(0.5)
+    with pytest.warns(UserWarning, match='FreezeOut is not in the state_dict'):
+        resumed = trainer(classifier(), [freezeout], load_path=str(tmp_path / 'latest-rank0.pt'))
+    resumed.fit()
+    # Two units are due at once at batch 8; momentum has come along.
+    assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [8, 8, 10, None]
+    assert len(resumed.state.optimizers[0].state) == 2
