@@ -1,0 +1,86 @@
+"""What FreezeOut costs while nothing is frozen, in operators: a count, not a time."""
+
+from typing import Any
+
+import pytest
+import torch
+from composer import Callback
+from composer.core import State
+from composer.loggers import Logger
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from composer_freezeout import FreezeOut
+
+from .training import classifier, trainer
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Steps(Callback):
+    """Operators per batch, from the arrival of the data to the end of the batch, those of the optimizer's step apart."""
+
+    def __init__(self, operators: Operators) -> None:
+        self.operators = operators
+        self.optimizer: list[int] = []
+        self.outside: list[int] = []
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        def stepped(*_: object) -> None:
+            self.optimizer.append(self.optimizer.pop() + self.operators.count)
+
+        state.optimizers[0].register_step_post_hook(stepped)
+
+    def after_backward(self, state: State, logger: Logger) -> None:
+        # Composer computes the gradients in a closure, within the step: what the step itself does comes after.
+        self.optimizer.append(-self.operators.count)
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        self.outside.append(-self.operators.count)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.outside.append(self.outside.pop() + self.operators.count - self.optimizer[-1])
+
+
+def steps(algorithms: list[FreezeOut], **arguments: Any) -> Steps:
+    with Operators() as operators:
+        counted = Steps(operators)
+        model = classifier()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, **arguments)
+        trainer(model, algorithms, optimizer, callbacks=[counted], max_duration='1ep').fit()
+    return counted
+
+
+@pytest.mark.parametrize('batchnorm', ['eval', 'batch', 'update'])
+def test_no_operator_more_outside_of_the_optimizer(batchnorm):
+    baseline = steps([])
+    ours = steps([FreezeOut(1.0, batchnorm=batchnorm)])
+    # The first batch traces the model once, and in both runs the first step makes the momentum buffers.
+    assert ours.outside[1:] == baseline.outside[1:]
+    assert ours.outside[0] > baseline.outside[0]
+    assert len(baseline.outside) == 4
+
+
+def test_the_optimizer_issues_one_call_more_per_group_where_it_loops_over_parameters():
+    """A step that loops over its parameters, as on a CPU, doesn't care how they are grouped."""
+    baseline, ours = steps([], foreach=False), steps([FreezeOut(1.0)], foreach=False)
+    assert ours.optimizer[1:] == baseline.optimizer[1:]
+
+
+def test_the_optimizer_issues_its_calls_once_per_unit_where_it_groups_them():
+    """Multi-tensor steps, as on a GPU, are issued per group: four units, four times the calls."""
+    baseline, ours = steps([], foreach=True), steps([FreezeOut(1.0)], foreach=True)
+    calls = 3  # the momentum is scaled, the gradient is added to it, the parameters follow it
+    assert ours.optimizer[2] - baseline.optimizer[2] == (4 - 1) * calls
+
+
+def test_operators_get_fewer_with_every_freeze():
+    frozen = steps([FreezeOut(0.5, 'linear')])  # one unit at batch 2, another at batch 3
+    assert frozen.outside[3] < frozen.outside[2] < frozen.outside[1]
