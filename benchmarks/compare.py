@@ -1,7 +1,9 @@
-"""Trains every arm of a family and compares them: ``python benchmarks/compare.py yamls/quickstart --out runs/quickstart``.
+"""Trains every arm of a family and compares them.
 
-An arm is a YAML file of the family's folder. Each is trained in a process of its own, through Composer's launcher. The arm
-``baseline_short`` is added: the baseline, given no more time than FreezeOut took.
+``python benchmarks/compare.py yamls/quickstart --out runs/quickstart``
+
+An arm is a YAML file of the family's folder. Each is trained in a process of its own, through Composer's launcher. The
+arm ``baseline_short`` is added: the baseline, given no more time than FreezeOut took.
 """
 
 import argparse
@@ -38,7 +40,7 @@ def arms(family: Path) -> list[str]:
     names = {path.stem for path in family.glob('*.yaml')}
     missing = sorted({BASELINE, FREEZEOUT} - names)
     if missing:
-        raise ValueError(f'{family} has no {missing[0]}.yaml; give a folder with a YAML file per arm, as yamls/quickstart')
+        raise ValueError(f'{family} has no {missing[0]}.yaml; give a folder with a file per arm, as yamls/quickstart')
     return [name for name in ORDER if name in names] + sorted(names - set(ORDER))
 
 
@@ -76,7 +78,7 @@ def batches_in_the_same_time(baseline: dict[str, Any], freezeout: dict[str, Any]
 
 
 def compare(family: Path, out: Path, overrides: Sequence[str], console: Console) -> dict[str, dict[str, Any]]:
-    """Trains all arms of a family, one after the other, and the baseline once more for no longer than FreezeOut took.
+    """Trains all arms of a family in turn, and the baseline once more for no longer than FreezeOut took.
 
     Args:
         family (Path): Folder with a YAML file per arm.
@@ -100,7 +102,7 @@ def compare(family: Path, out: Path, overrides: Sequence[str], console: Console)
         records[name] = train(family / f'{name}.yaml', out / name, overrides)
 
     batches = batches_in_the_same_time(records[BASELINE], records[FREEZEOUT])
-    console.rule(f'{len(names) + 1} of {len(names) + 1}: {BASELINE_SHORT}, the baseline in the time that FreezeOut took')
+    console.rule(f'{len(names) + 1} of {len(names) + 1}: {BASELINE_SHORT}, in the time that FreezeOut took')
     short = [f'run_name={configs[BASELINE].run_name}_short', f'max_duration={batches}ba']
     records[BASELINE_SHORT] = train(family / f'{BASELINE}.yaml', out / BASELINE_SHORT, [*overrides, *short])
     return records

@@ -1,7 +1,7 @@
 """FreezeOut for MosaicML Composer.
 
-`FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017) anneals the learning rate of each layer to zero, the
-first layers first, and stops training the layers that have reached it.
+`FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017) anneals the learning rate of each layer to zero,
+the first layers first, and stops training the layers that have reached it.
 """
 
 from importlib import import_module

@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 
 class FreezeOut(Algorithm):
-    """Anneals each layer's learning rate to zero, first layers first, and stops training the layers that have reached it.
+    """Anneals each layer's learning rate to zero, first layers first, and freezes what has reached it.
 
-    After `FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017). A frozen layer has no gradient, no update and
-    no drifting statistics; the backward pass ends at the first layer that still trains, which is what saves time. At the
-    end of the epoch its parameters and their state leave the optimizer.
+    After `FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017). A frozen layer has no gradient, no
+    update and no drifting statistics; the backward pass ends at the first layer that still trains, which is what saves
+    time. At the end of the epoch its parameters and their state leave the optimizer.
 
     FreezeOut owns the learning rate: give the optimizer the peak rate, and no scheduler.
 
@@ -63,23 +63,24 @@ class FreezeOut(Algorithm):
             )
 
     Args:
-        t_0 (float, optional): Freeze time of the first unit before scaling, as a fraction of training, in ``(0, 1]``. Smaller
-            saves more and costs more accuracy; at 1 nothing freezes and all units follow one cosine. Default: ``0.8``.
+        t_0 (float, optional): Freeze time of the first unit before scaling, as a fraction of training, in ``(0, 1]``.
+            Smaller saves more and costs more accuracy; at 1 nothing freezes and all units follow one cosine. Default:
+            ``0.8``.
         how_scale (str, optional): How freeze times depend on ``t_0``: ``'linear'``, ``'squared'`` or ``'cubic'``.
             Default: ``'cubic'``, with which the first unit freezes at ``t_0 ** 3``.
-        scale_lr (bool, optional): Whether to scale each unit's learning rate by ``1 / t_i``, so that units that freeze early
-            travel as far as the others. Default: ``True``.
-        layers (Sequence[str], optional): The units: regular expressions over module names, first to freeze first. A module
-            belongs to the unit whose expression matches its full name or that of a module around it. Default: ``None``, a
-            unit for each module that owns parameters, with the normalisation that follows it, in the order of the forward
-            pass.
+        scale_lr (bool, optional): Whether to scale each unit's learning rate by ``1 / t_i``, so that units that freeze
+            early travel as far as the others. Default: ``True``.
+        layers (Sequence[str], optional): The units: regular expressions over module names, first to freeze first. A
+            module belongs to the unit whose expression matches its full name or that of a module around it. Default:
+            ``None``, a unit for each module that owns parameters, with the normalisation that follows it, in the order
+            of the forward pass.
         granularity (str, optional): ``'module'``, or ``'block'`` for one unit per residual, dense or transformer block.
             Default: ``'module'``.
-        batchnorm (str, optional): What a frozen BatchNorm does in training: ``'eval'`` normalises by its running statistics,
-            ``'batch'`` by those of the batch without updating the running ones, ``'update'`` goes on as before.
-            Default: ``'eval'``.
-        t_warmup (str | Time, optional): How long all units warm up linearly, as a Composer time string such as ``'5ep'`` or
-            ``'0.05dur'``. Freeze times don't move. Default: ``None``.
+        batchnorm (str, optional): What a frozen BatchNorm does in training: ``'eval'`` normalises by its running
+            statistics, ``'batch'`` by those of the batch without updating the running ones, ``'update'`` goes on as
+            before. Default: ``'eval'``.
+        t_warmup (str | Time, optional): How long all units warm up linearly, as a Composer time string such as
+            ``'5ep'`` or ``'0.05dur'``. Freeze times don't move. Default: ``None``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -175,8 +176,8 @@ class FreezeOut(Algorithm):
         rivals = [name for name in map(_describe_scheduler, state.schedulers) if name is not None]
         if rivals:
             log.warning(
-                'FreezeOut sets the learning rate of every unit itself, so %s has no effect on training and only changes '
-                'what monitors read at the end of a batch. Remove it from `schedulers`; for a warm-up use '
+                'FreezeOut sets the learning rate of every unit itself, so %s has no effect on training and only '
+                'changes what monitors read at the end of a batch. Remove it from `schedulers`; for a warm-up use '
                 "FreezeOut(t_warmup='5ep').",
                 ' and '.join(rivals),
             )
@@ -267,8 +268,8 @@ class FreezeOut(Algorithm):
             saved = state.get('settings', {}).get(name, value)
             if saved != value:
                 raise ValueError(
-                    f'the checkpoint was made with FreezeOut({name}={saved!r}), not {name}={value!r}; use the same value, or '
-                    'load_weights_only=True to start a new schedule from its weights'
+                    f'the checkpoint was made with FreezeOut({name}={saved!r}), not {name}={value!r}; use the same '
+                    'value, or load_weights_only=True to start a new schedule from its weights'
                 )
         if 'units' not in state:
             return
@@ -323,8 +324,8 @@ def _as_progress(time: Time, state: State) -> float:
     if (time.unit, duration.unit) == (TimeUnit.EPOCH, TimeUnit.BATCH):
         return time.value * _batches_per_epoch(state) / duration.value
     raise ValueError(
-        f't_warmup={time.to_timestring()!r} cannot be compared with max_duration={duration.to_timestring()!r}; give it in the '
-        "same unit or as a fraction, such as '0.05dur'"
+        f't_warmup={time.to_timestring()!r} cannot be compared with max_duration={duration.to_timestring()!r}; give it '
+        "in the same unit or as a fraction, such as '0.05dur'"
     )
 
 
@@ -344,7 +345,8 @@ def _parse_warmup(t_warmup: str | Time) -> Time:
         time = None
     if time is None or time.unit in (TimeUnit.SECOND, TimeUnit.ITERATION) or not time.value >= 0:
         raise ValueError(
-            f"t_warmup must be a Composer time string in ep, ba, sp, tok or dur, such as '5ep' or '0.05dur', got {t_warmup!r}"
+            "t_warmup must be a Composer time string in ep, ba, sp, tok or dur, such as '5ep' or '0.05dur', "
+            f'got {t_warmup!r}'
         )
     return time
 

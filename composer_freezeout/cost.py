@@ -11,8 +11,8 @@ def predicted_saving(step_costs: Sequence[float], freeze_times: Sequence[float])
     Between two freeze times every step costs the same, so the cost of the training is a sum over these spans.
 
     Args:
-        step_costs (Sequence[float]): ``step_costs[k]``: cost of one step with the first ``k`` of ``n`` units frozen, for ``k``
-            from 0 to ``n - 1``, in any unit (FLOPs, seconds), in ``[0, ∞)``; the first is above 0.
+        step_costs (Sequence[float]): ``step_costs[k]``: cost of one step with the first ``k`` of ``n`` units frozen,
+            for ``k`` from 0 to ``n - 1``, in any unit (FLOPs, seconds), in ``[0, ∞)``; the first is above 0.
         freeze_times (Sequence[float]): Progress at which each of the ``n`` units freezes, ascending, the last one 1.
 
     Returns:

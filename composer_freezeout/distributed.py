@@ -10,8 +10,8 @@ _MIB = 1024 * 1024
 def rewrap_ddp(model: DistributedDataParallel) -> DistributedDataParallel:
     """Wraps the module anew, so that only the parameters that still train are communicated.
 
-    DDP fixes the parameters that it expects gradients for when it is made. Its settings and communication hooks carry over.
-    Parameters are not broadcast: the ranks agree on them already.
+    DDP fixes the parameters that it expects gradients for when it is made. Its settings and communication hooks carry
+    over. Parameters are not broadcast: the ranks agree on them already.
 
     Args:
         model (DistributedDataParallel): The wrapper to replace. Don't use it afterwards.

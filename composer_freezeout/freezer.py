@@ -26,9 +26,9 @@ __all__ = ['LayerFreezer', 'apply_freezeout']
 class LayerFreezer:
     """Anneals and freezes the units of a model as training progresses.
 
-    Call :meth:`batch_start` before each batch and :meth:`epoch_end` after each epoch. Between the two a unit that has frozen
-    is out of the backward pass; from the end of the epoch it is out of the optimizer, too. What is frozen depends on the
-    progress alone: if it falls back, because training was extended, units thaw.
+    Call :meth:`batch_start` before each batch and :meth:`epoch_end` after each epoch. Between the two a unit that has
+    frozen is out of the backward pass; from the end of the epoch it is out of the optimizer, too. What is frozen
+    depends on the progress alone: if it falls back, because training was extended, units thaw.
 
     Args:
         model (nn.Module): The model, without a data-parallel wrapper.
@@ -92,8 +92,8 @@ class LayerFreezer:
         """
         if not 0 <= warmup < self.freeze_times[0]:
             raise ValueError(
-                f'the warm-up must end before the first unit freezes, at progress {self.freeze_times[0]:.4g}, but it ends '
-                f'at {warmup:.4g}; shorten t_warmup or raise t_0'
+                f'the warm-up must end before the first unit freezes, at progress {self.freeze_times[0]:.4g}, but it '
+                f'ends at {warmup:.4g}; shorten t_warmup or raise t_0'
             )
         count = schedule.units_frozen(progress, self.freeze_times)
         if count < self.groups.units_removed:
@@ -155,8 +155,8 @@ def apply_freezeout(
     Args:
         model (nn.Module): The model.
         optimizer (Optimizer): Its optimizer.
-        forward (Callable[[], object], optional): Runs the model once on an example batch, to see in which order it uses its
-            parameters. May be left out if ``layers`` gives the order.
+        forward (Callable[[], object], optional): Runs the model once on an example batch, to see in which order it uses
+            its parameters. May be left out if ``layers`` gives the order.
         t_0 (float): Freeze time of the first unit before scaling, in ``(0, 1]``. Default: ``0.8``.
         how_scale (str): ``'linear'``, ``'squared'`` or ``'cubic'``. Default: ``'cubic'``.
         scale_lr (bool): Whether learning rates are scaled by ``1 / t_i``. Default: ``True``.

@@ -1,7 +1,7 @@
 """Makes the first ``k`` units of a model frozen: no gradient, no update, no drift of running statistics."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -25,14 +25,15 @@ def check_batchnorm(batchnorm: str) -> None:
 class UnitFreezer:
     """Freezes and thaws the leading units of a model, in place.
 
-    Modules and parameters are looked up by name each time, so that wrappers which replace the parameter objects are fine.
+    Modules and parameters are looked up by name each time, so that wrappers which replace the parameter objects are
+    fine.
 
     Args:
         model (nn.Module): The model, without a data-parallel wrapper.
         units (Sequence[Unit]): Its units, in the order in which they freeze.
-        batchnorm (str): What a frozen normalisation layer with running statistics does in training: ``'eval'`` normalises
-            by the running statistics, ``'batch'`` by those of the batch without updating the running ones, ``'update'``
-            goes on as if it were not frozen.
+        batchnorm (str): What a frozen normalisation layer with running statistics does in training: ``'eval'``
+            normalises by the running statistics, ``'batch'`` by those of the batch without updating the running ones,
+            ``'update'`` goes on as if it were not frozen.
 
     Raises:
         ValueError: If ``batchnorm`` is unknown, or ``'batch'`` for a layer that does not have that meaning.
@@ -44,7 +45,7 @@ class UnitFreezer:
         self.units = tuple(units)
         self.batchnorm = batchnorm
         self.units_frozen = 0
-        self._frozen_norms: list[nn.Module] = []
+        self._frozen_norms: list[Any] = []
         if batchnorm == 'batch':
             for name in (norm for unit in units for norm in unit.norms):
                 if not isinstance(model.get_submodule(name), nn.modules.batchnorm._BatchNorm):
@@ -79,7 +80,10 @@ class UnitFreezer:
         return True
 
     def hold_norms(self) -> None:
-        """Keeps the statistics of frozen layers still. Call before every training forward: ``model.train()`` undoes it."""
+        """Keeps the statistics of frozen layers still.
+
+        To be called before every forward pass in training, as ``model.train()`` undoes it.
+        """
         if self.batchnorm == 'eval':
             for norm in self._frozen_norms:
                 if norm.training:

@@ -28,8 +28,8 @@ _PER_GROUP = ('base_lrs', 'lr_lambdas', '_last_lr', 'max_lrs', 'min_lrs', 'base_
 class UnitGroups:
     """The param groups of one optimizer, split in place per unit and original group.
 
-    Groups keep the hyperparameters of the group they come from. Parameters that no unit owns stay in a group of their own,
-    in front, and are never removed.
+    Groups keep the hyperparameters of the group they come from. Parameters that no unit owns stay in a group of their
+    own, in front, and are never removed.
 
     Args:
         optimizer (Optimizer): The optimizer. The object stays the same; so do its state and its hyperparameters.
@@ -69,7 +69,12 @@ class UnitGroups:
         known = {id(scheduler): lists for scheduler, lists in self._schedulers}
         origins = [group[_ORIGIN] for group in self.optimizer.param_groups]
         self._schedulers = [
-            (s, known[id(s)] if id(s) in known else {k: dict(zip(origins, v, strict=True)) for k, v in _lists(s).items()})
+            (
+                s,
+                known[id(s)]
+                if id(s) in known
+                else {k: dict(zip(origins, v, strict=True)) for k, v in _lists(s).items()},
+            )
             for s in _flatten(schedulers)
         ]
 
@@ -77,8 +82,8 @@ class UnitGroups:
         """Sets the learning rate of every group.
 
         Args:
-            factors (Sequence[float]): Factor of each unit, in ``[0, ∞)``, times the group's base learning rate. Parameters
-                outside of the units get the last unit's.
+            factors (Sequence[float]): Factor of each unit, in ``[0, ∞)``, times the group's base learning rate.
+                Parameters outside of the units get the last unit's.
         """
         for group in self.optimizer.param_groups:
             lr = group[BASE_LR] * factors[self._index.get(group[UNIT], -1)]
@@ -154,15 +159,17 @@ def _split(
             if parameters:
                 # The base is remembered, not read again: a scheduler may have changed `lr`, an earlier split too.
                 base_lr = float(group.get(BASE_LR, group.get('initial_lr', group['lr'])))
-                split.append({
-                    **group,
-                    'params': parameters,
-                    'lr': group['lr'].clone() if isinstance(group['lr'], torch.Tensor) else group['lr'],
-                    'initial_lr': base_lr * factor,
-                    UNIT: name,
-                    BASE_LR: base_lr,
-                    _ORIGIN: origin,
-                })
+                split.append(
+                    {
+                        **group,
+                        'params': parameters,
+                        'lr': group['lr'].clone() if isinstance(group['lr'], torch.Tensor) else group['lr'],
+                        'initial_lr': base_lr * factor,
+                        UNIT: name,
+                        BASE_LR: base_lr,
+                        _ORIGIN: origin,
+                    }
+                )
     return split
 
 

@@ -1,8 +1,8 @@
 """From a model to its units: what freezes together, in the order in which the forward pass uses it.
 
-The order is observed, not assumed: :func:`trace_usage` runs one forward pass and notes, for every parameter, the first and
-the last operator that reads it. Definition order is not execution order, modules may be used twice, and parameters may be
-held by modules that are not leaves; all of that is seen at the level of operators.
+The order is observed, not assumed: :func:`trace_usage` runs one forward pass and notes, for every parameter, the first
+and the last operator that reads it. Definition order is not execution order, modules may be used twice, and parameters
+may be held by modules that are not leaves; all of that is seen at the level of operators.
 """
 
 import contextlib
@@ -60,8 +60,8 @@ class Partition:
 
     Attributes:
         units (tuple[Unit, ...]): First to freeze first; the last one trains to the end.
-        cuts (tuple[int, ...]): ``cuts[k]``: of the first ``k`` units, how many leave the backward pass when these ``k`` are
-            frozen. ``cuts[k] == k`` where the frozen units come before all trained ones in the forward pass.
+        cuts (tuple[int, ...]): ``cuts[k]``: of the first ``k`` units, how many leave the backward pass when these ``k``
+            are frozen. ``cuts[k] == k`` where the frozen units come before all trained ones in the forward pass.
     """
 
     units: tuple[Unit, ...]
@@ -75,9 +75,10 @@ class Partition:
         k = bad[0]
         return (
             f'at {len(bad)} of {len(self.units) - 1} freeze points the backward pass still runs through frozen units '
-            f'(first when {self.units[k - 1].name!r} freezes: {k - self.cuts[k]} of {k}), because a unit that freezes later '
-            'is used earlier in the forward pass. Training is correct but saves less time. Order `layers` as the forward '
-            'pass uses them; parameters tied between the first and the last layer keep the whole backward pass alive'
+            f'(first when {self.units[k - 1].name!r} freezes: {k - self.cuts[k]} of {k}), because a unit that freezes '
+            'later is used earlier in the forward pass. Training is correct but saves less time. Order `layers` as the '
+            'forward pass uses them; parameters tied between the first and the last layer keep the whole backward pass '
+            'alive'
         )
 
 
@@ -107,23 +108,25 @@ class _UsageTracer(TorchDispatchMode):
         return result
 
     def _storages(self, tree: Any) -> set[StorageWeakRef]:
-        tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided)
+        tensors = (
+            leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided
+        )
         return {ref for ref in (StorageWeakRef(t.untyped_storage()) for t in tensors) if ref in self._names}
 
 
 def trace_usage(model: nn.Module, forward: Callable[[], object]) -> dict[str, Usage]:
     """Runs a forward pass and notes where it reads each parameter and buffer.
 
-    The pass runs in evaluation mode, without gradients and with the random state put back, so that the model and the run
-    are as before.
+    The pass runs in evaluation mode, without gradients and with the random state put back, so that the model and the
+    run are as before.
 
     Args:
         model (nn.Module): The model.
         forward (Callable[[], object]): Runs the model on a batch, its loss too where that has parameters.
 
     Returns:
-        dict[str, Usage]: By name, as in ``model.named_parameters()`` and ``model.named_buffers()``; tensors that the pass
-        does not read are missing.
+        dict[str, Usage]: By name, as in ``model.named_parameters()`` and ``model.named_buffers()``; tensors that the
+        pass does not read are missing.
 
     Raises:
         ValueError: If the model has parameters that are not materialised yet.
@@ -157,7 +160,9 @@ def trace_usage(model: nn.Module, forward: Callable[[], object]) -> dict[str, Us
         # Of the modules that share a tensor, the one entered last; the one registered last where none is called.
         return max(reversed(owners[name]), key=lambda owner: entered.get(owner, -1))
 
-    return {name: Usage(tracer.first[name], tracer.last[name], last_user(name)) for name in tensors if name in tracer.last}
+    return {
+        name: Usage(tracer.first[name], tracer.last[name], last_user(name)) for name in tensors if name in tracer.last
+    }
 
 
 def partition_model(
@@ -168,15 +173,15 @@ def partition_model(
 ) -> Partition:
     """Splits a model's trainable parameters into ordered units.
 
-    By default a unit is a module that owns parameters, with the normalisation layers that follow it. Parameters that don't
-    require a gradient are left alone. Tied parameters belong to their last user.
+    By default a unit is a module that owns parameters, with the normalisation layers that follow it. Parameters that
+    don't require a gradient are left alone. Tied parameters belong to their last user.
 
     Args:
         model (nn.Module): The model.
-        usage (Mapping[str, Usage], optional): What :func:`trace_usage` observed. Needed unless ``layers`` gives the order;
-            with ``layers`` it serves to check that order.
-        layers (Sequence[str], optional): Regular expressions, one unit each, first to freeze first. A module belongs to the
-            unit whose expression matches its full name or that of a module around it.
+        usage (Mapping[str, Usage], optional): What :func:`trace_usage` observed. Needed unless ``layers`` gives the
+            order; with ``layers`` it serves to check that order.
+        layers (Sequence[str], optional): Regular expressions, one unit each, first to freeze first. A module belongs to
+            the unit whose expression matches its full name or that of a module around it.
         granularity (str): ``'module'``, or ``'block'`` to make a unit of each residual, dense or transformer block: the
             modules with children of their own that a ``Sequential``, ``ModuleList`` or ``ModuleDict`` holds.
 
@@ -217,7 +222,9 @@ def check_layers(layers: Sequence[str]) -> None:
     if isinstance(layers, str) or not all(isinstance(pattern, str) for pattern in layers):
         raise TypeError(f'layers must be a list of regular expressions, got {layers!r}')
     if not layers:
-        raise ValueError('layers must hold at least one regular expression, got an empty list; leave it out for the default')
+        raise ValueError(
+            'layers must hold at least one regular expression, got an empty list; leave it out for the default'
+        )
     for pattern in layers:
         try:
             re.compile(pattern)
@@ -252,9 +259,7 @@ def _units_in_order(
 
     # A module comes where its last-used tensor comes; ties, as inside fused operators, keep the order of registration.
     registration = {name: index for index, (name, _) in enumerate(model.named_modules())}
-    own_position = {
-        module_name: max(position[name] for name in names) for module_name, names in _invert(home).items()
-    }
+    own_position = {module_name: max(position[name] for name in names) for module_name, names in _invert(home).items()}
     for norm in norms:
         own_position.setdefault(norm, max(position[f'{norm}.{name}'] for name, _ in _stateful_buffers(model, norm)))
     unit_position: dict[str, tuple[int, int]] = {}
@@ -322,7 +327,9 @@ def _units_by_pattern(home: Mapping[str, str], norms: Sequence[str], layers: Seq
     for name, module_name in home.items():
         found = matches(module_name)
         if len(found) > 1:
-            raise ValueError(f'layers: {found[0]!r} and {found[1]!r} both match the parameter {name!r}; make one narrower')
+            raise ValueError(
+                f'layers: {found[0]!r} and {found[1]!r} both match the parameter {name!r}; make one narrower'
+            )
         if not found:
             raise ValueError(
                 f'layers: no expression matches the trainable parameter {name!r} (module {module_name!r}); add one, or '
@@ -369,7 +376,7 @@ def _owners(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _positions(model: nn.Module, usage: Mapping[str, Usage]) -> dict[str, int]:
-    """Position of every tensor: of its last use, or of the tensor registered before it where the pass did not read it."""
+    """Position of every tensor: of its last use, or of the tensor registered before it if the pass did not read it."""
     positions: dict[str, int] = {}
     previous = -1
     for module_name, module in model.named_modules():
@@ -412,7 +419,11 @@ def _blocks(module: nn.Module, prefix: str = '', in_container: bool = False) -> 
     """Names of the outermost modules that a container holds and that have modules with parameters inside."""
     for name, child in module.named_children():
         path = f'{prefix}.{name}'.lstrip('.')
-        if in_container and not _is_container(child) and any(c for c in child.children() if any(True for _ in c.parameters())):
+        if (
+            in_container
+            and not _is_container(child)
+            and any(c for c in child.children() if any(True for _ in c.parameters()))
+        ):
             yield path
         else:
             yield from _blocks(child, path, _is_container(child))

@@ -1,7 +1,7 @@
 """Predicts from FLOPs what share of a training run an algorithm saves.
 
-The FLOPs are those of the real model's real steps, forward and backward, as torch's counter sees them: nothing is assumed
-about how the backward pass compares to the forward pass, or about what a layer costs.
+The FLOPs are those of the real model's real steps, forward and backward, as torch's counter sees them: nothing is
+assumed about how the backward pass compares to the forward pass, or about what a layer costs.
 """
 
 import copy
@@ -36,7 +36,8 @@ def step_flops(model: ComposerModel, batch: Any) -> int:
         int: Floating-point operations, a multiplication and an addition counted as two.
     """
     with FlopCounterMode(display=False) as counter:
-        model.loss(model(batch), batch).backward()
+        loss: Any = model.loss(model(batch), batch)
+        loss.backward()
     model.zero_grad()
     return counter.get_total_flops()
 

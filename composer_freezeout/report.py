@@ -103,7 +103,9 @@ def plot_learning_rates(record: Mapping[str, Any], path: Path) -> None:
     """
     units, trace = record['units'], record['lr_trace']
     if not units:
-        raise ValueError(f'the run {record["run_name"]!r} has no FreezeOut units to draw; give the record of a FreezeOut run')
+        raise ValueError(
+            f'the run {record["run_name"]!r} has no FreezeOut units to draw; give the record of a FreezeOut run'
+        )
     total = record['effective']['total_batches']
     progress = [batch / total for batch in trace['batch']]
     colours = plt.get_cmap('viridis')([0.92 * index / max(1, len(units) - 1) for index in range(len(units))])

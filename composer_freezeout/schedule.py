@@ -1,8 +1,8 @@
 r"""When each unit freezes and which learning rate it has until then.
 
 Pure functions of the progress ``t``, the fraction of training done, in ``[0, 1)``. Notation of
-`FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017), section 3: ``t_0`` sets the schedule, ``t_i`` is the
-progress at which unit :math:`i` freezes, and its learning rate anneals along a cosine that ends there.
+`FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017), section 3: ``t_0`` sets the schedule, ``t_i`` is
+the progress at which unit :math:`i` freezes, and its learning rate anneals along a cosine that ends there.
 """
 
 import math
@@ -41,8 +41,9 @@ def check_schedule(t_0: float, how_scale: str) -> None:
 def freeze_times(num_units: int, t_0: float = 0.8, how_scale: str = 'cubic') -> tuple[float, ...]:
     r"""Progress at which each unit freezes.
 
-    :math:`t_i = f(t_0 + (1 - t_0)\,i / (n - 1))` with :math:`f(x) = x`, :math:`x^2` or :math:`x^3` (section 3 of the paper;
-    the squared scale is from its published code). The last unit trains to the end; with one unit ``t_0`` is unused.
+    :math:`t_i = f(t_0 + (1 - t_0)\,i / (n - 1))` with :math:`f(x) = x`, :math:`x^2` or :math:`x^3` (section 3 of the
+    paper; the squared scale is from its published code). The last unit trains to the end; with one unit ``t_0`` is
+    unused.
 
     Args:
         num_units (int): Number of units ``n``, in ``[1, ∞)``.
@@ -69,9 +70,9 @@ def freeze_times(num_units: int, t_0: float = 0.8, how_scale: str = 'cubic') -> 
 def lr_factor(t: float, t_i: float, scale_lr: bool = True, warmup: float = 0.0) -> float:
     r"""Learning rate of a unit at progress ``t``, as a multiple of the base learning rate.
 
-    :math:`\frac{1}{2}\,s\,(1 + \cos(\pi t / t_i))` with :math:`s = 1 / t_i` if ``scale_lr`` else 1 (section 3, equation 1, with
-    the ½ that the paper's formula lacks), and 0 from ``t_i`` on. During a warm-up the factor rises linearly from 0 to the
-    value that the cosine has at its end; freeze times don't move.
+    :math:`\frac{1}{2}\,s\,(1 + \cos(\pi t / t_i))` with :math:`s = 1 / t_i` if ``scale_lr`` else 1 (section 3, equation
+    1, with the ½ that the paper's formula lacks), and 0 from ``t_i`` on. During a warm-up the factor rises linearly
+    from 0 to the value that the cosine has at its end; freeze times don't move.
 
     Args:
         t (float): Progress, in ``[0, 1)``.

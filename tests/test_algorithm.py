@@ -78,9 +78,7 @@ def test_t_0_of_one_is_plain_cosine_annealing():
     model = classifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=16)
-    trainer(
-        model, [], optimizer, callbacks=[theirs], schedulers=cosine, step_schedulers_every_batch=True
-    ).fit()
+    trainer(model, [], optimizer, callbacks=[theirs], schedulers=cosine, step_schedulers_every_batch=True).fit()
     for a, b in zip(ours.steps, theirs.steps, strict=True):
         assert a == pytest.approx(b, rel=1e-10)  # torch's recursion rounds at every step
 
@@ -305,9 +303,7 @@ def test_torchvision_networks_train(name, size):
     torch.manual_seed(0)
     model = classifier(torchvision.models.get_model(name, weights=None, num_classes=CLASSES))
     backward, freezeout = Backward(), FreezeOut(0.3)
-    trainer(
-        model, [freezeout], callbacks=[backward], train_dataloader=images(8, size), max_duration='2ep'
-    ).fit()
+    trainer(model, [freezeout], callbacks=[backward], train_dataloader=images(8, size), max_duration='2ep').fit()
     frozen = [row['name'] for row in freezeout.unit_table() if row['frozen']]
     assert 0 < len(frozen) < len(freezeout.unit_table())
     trained = {p for unit in freezeout._freezer.partition.units[len(frozen) :] for p in unit.parameters}
@@ -418,9 +414,7 @@ def test_parameters_are_stepped_once():
 def test_a_rival_scheduler_is_named_and_has_no_effect(caplog):
     trace = StepTrace()
     with caplog.at_level(logging.WARNING, 'composer_freezeout'):
-        trainer(
-            classifier(), [FreezeOut(0.5)], callbacks=[trace], schedulers=CosineAnnealingScheduler()
-        ).fit()
+        trainer(classifier(), [FreezeOut(0.5)], callbacks=[trace], schedulers=CosineAnnealingScheduler()).fit()
     assert [record.getMessage() for record in caplog.records if 'CosineAnnealingScheduler' in record.getMessage()]
     assert len(caplog.records) == 1
     for batch, rates in enumerate(trace.steps):
@@ -451,7 +445,10 @@ def test_schedulers_keep_addressing_the_right_groups(when):
 
     model = classifier()
     optimizer = torch.optim.SGD(
-        [{'params': list(model.module.head.parameters())}, {'params': [p for n, p in model.named_parameters() if 'head' not in n]}],
+        [
+            {'params': list(model.module.head.parameters())},
+            {'params': [p for n, p in model.named_parameters() if 'head' not in n]},
+        ],
         lr=0.1,
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda _: 0.5, lambda _: 0.25])
@@ -504,9 +501,7 @@ def test_longer_duration_in_a_second_fit_thaws():
 
 def test_train_subset_num_batches_is_the_length_of_the_epoch():
     trace = StepTrace()
-    trainer(
-        classifier(), [FreezeOut(0.5)], callbacks=[trace], max_duration='4ep', train_subset_num_batches=2
-    ).fit()
+    trainer(classifier(), [FreezeOut(0.5)], callbacks=[trace], max_duration='4ep', train_subset_num_batches=2).fit()
     assert len(trace.steps) == 8
     assert trace.steps[1][FIRST[1]] == pytest.approx(expected_lr(1 / 8, 1, 0.5, 'cubic', True), rel=1e-12)
 

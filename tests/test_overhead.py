@@ -25,7 +25,8 @@ class Operators(TorchDispatchMode):
 
 
 class Steps(Callback):
-    """Operators per batch, from the arrival of the data to the end of the batch, those of the optimizer's step apart."""
+    """Operators per batch, from the arrival of the data to the end of the batch, those of the optimizer's step
+    apart."""
 
     def __init__(self, operators: Operators) -> None:
         self.operators = operators

@@ -49,7 +49,10 @@ def assert_same_end(resumed: Trainer, reference: Trainer) -> None:
     assert hyperparameters[0] == hyperparameters[1]
     for p, q in zip(*(itertools.chain(*(g['params'] for g in o.param_groups)) for o in (a, b)), strict=True):
         assert list(a.state[p]) == list(b.state[q])
-        assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(a.state[p].values(), b.state[q].values(), strict=True))
+        assert all(
+            torch.equal(torch.as_tensor(x), torch.as_tensor(y))
+            for x, y in zip(a.state[p].values(), b.state[q].values(), strict=True)
+        )
     assert len(a.state) == len(b.state)
     for name, metric in reference.state.train_metrics.items():
         assert torch.equal(resumed.state.train_metrics[name].compute(), metric.compute())
@@ -109,7 +112,14 @@ def test_autoresume_after_three_interruptions(tmp_path):
 
 def test_with_a_scheduler_the_checkpoint_stays_loadable(tmp_path):
     arguments = {'schedulers': CosineAnnealingScheduler()}
-    whole = run('sgd-momentum', True, save_folder=str(tmp_path), save_interval='5ba', save_num_checkpoints_to_keep=-1, **arguments)
+    whole = run(
+        'sgd-momentum',
+        True,
+        save_folder=str(tmp_path),
+        save_interval='5ba',
+        save_num_checkpoints_to_keep=-1,
+        **arguments,
+    )
     whole.fit()
     for checkpoint in sorted(tmp_path.glob('ep*-rank0.pt')):
         if 'ba16' not in checkpoint.name:

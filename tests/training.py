@@ -65,9 +65,7 @@ class StepTrace(Callback):
         names = {id(p): name for name, p in state.model.named_parameters()}
 
         def record(optimizer: Optimizer, *_: object) -> None:
-            rates = {
-                names[id(p)]: float(group['lr']) for group in optimizer.param_groups for p in group['params']
-            }
+            rates = {names[id(p)]: float(group['lr']) for group in optimizer.param_groups for p in group['params']}
             self.steps.append({name: rates.get(name) for name in names.values()})
 
         state.optimizers[0].register_step_pre_hook(record)

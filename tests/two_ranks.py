@@ -25,7 +25,9 @@ class Traffic(Callback):
         self.trainable: list[int] = []
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        def count(process_group: torch.distributed.ProcessGroup, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        def count(
+            process_group: torch.distributed.ProcessGroup, bucket: torch.distributed.GradBucket
+        ) -> torch.futures.Future[torch.Tensor]:
             self.reduced[-1] += bucket.buffer().nbytes
             self.synchronised[-1] += bucket.is_last()
             return allreduce_hook(process_group, bucket)
