@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from composer.algorithms import SWA, LayerFreezing
 from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit, get_precision_context
 from composer.loggers import Logger
 from composer.optim import ConstantScheduler
@@ -14,15 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout import schedule
-from composer_freezeout.distributed import rewrap_ddp
-from composer_freezeout.freezer import LayerFreezer
-from composer_freezeout.freezing import BatchNormMode, check_batchnorm
+from composer_freezeout.compilation import DEFAULT_STAGES, compile_seconds, forget_compiled, is_compiled
+from composer_freezeout.distributed import restart_ddp
+from composer_freezeout.freezer import LayerFreezer, check_settings
+from composer_freezeout.freezing import BatchNormMode
 from composer_freezeout.partition import (
     Granularity,
     Partition,
     Unit,
-    check_granularity,
-    check_layers,
     partition_model,
     trace_usage,
 )
@@ -42,8 +42,8 @@ class FreezeOut(Algorithm):
 
     FreezeOut owns the learning rate: give the optimizer the peak rate, and no scheduler.
 
-    Runs on :attr:`.Event.INIT`, :attr:`.Event.FIT_START`, :attr:`.Event.BATCH_START`, :attr:`.Event.BEFORE_FORWARD`,
-    :attr:`.Event.EPOCH_END` and :attr:`.Event.FIT_END`.
+    Runs on :attr:`.Event.INIT`, :attr:`.Event.FIT_START`, :attr:`.Event.BEFORE_DATALOADER`,
+    :attr:`.Event.BATCH_START`, :attr:`.Event.BEFORE_FORWARD`, :attr:`.Event.EPOCH_END` and :attr:`.Event.FIT_END`.
 
     Logs ``freezeout/progress``, ``freezeout/units_frozen``, ``freezeout/fraction_frozen`` (of the parameters) and
     ``freezeout/lr/<unit>`` for every batch.
@@ -81,6 +81,9 @@ class FreezeOut(Algorithm):
             before. Default: ``'eval'``.
         t_warmup (str | Time, optional): How long all units warm up linearly, as a Composer time string such as
             ``'5ep'`` or ``'0.05dur'``. Freeze times don't move. Default: ``None``.
+        max_stages (int, optional): How often units may freeze, in ``[1, ∞)``. The units of a stage freeze together when
+            the last of them is due. Default: ``None``: no limit, or 4 if the model is compiled, as each stage is
+            compiled anew.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -96,27 +99,25 @@ class FreezeOut(Algorithm):
         granularity: Granularity = 'module',
         batchnorm: BatchNormMode = 'eval',
         t_warmup: str | Time | None = None,
+        max_stages: int | None = None,
     ) -> None:
-        schedule.check_schedule(t_0, how_scale)
-        check_granularity(granularity)
-        check_batchnorm(batchnorm)
-        if not isinstance(scale_lr, bool):
-            raise TypeError(f'scale_lr must be True or False, got {scale_lr!r}')
-        if layers is not None:
-            check_layers(layers)
-            if granularity != 'module':
-                raise ValueError(f'layers already says what the units are; leave out granularity={granularity!r}')
+        check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm)
         self.t_0 = t_0
         self.how_scale: HowScale = how_scale
         self.scale_lr = scale_lr
         self.layers = None if layers is None else list(layers)
         self.granularity: Granularity = granularity
         self.batchnorm: BatchNormMode = batchnorm
+        if max_stages is not None and (isinstance(max_stages, bool) or not isinstance(max_stages, int)):
+            raise TypeError(f'max_stages must be a whole number of at least 1, or None, got {max_stages!r}')
+        schedule.freeze_stages(1, max_stages)
+        self.max_stages = max_stages
         self.t_warmup = None if t_warmup is None else _parse_warmup(t_warmup)
         self._state: State | None = None
         self._freezer: LayerFreezer | None = None
         self._frozen_at: list[int] = []
         self._warmup = 0.0
+        self._compiled = False
 
     def __repr__(self) -> str:
         arguments = {**self._settings(), 't_warmup': None if self.t_warmup is None else self.t_warmup.to_timestring()}
@@ -128,6 +129,7 @@ class FreezeOut(Algorithm):
         return event in (
             Event.INIT,
             Event.FIT_START,
+            Event.BEFORE_DATALOADER,
             Event.BATCH_START,
             Event.BEFORE_FORWARD,
             Event.EPOCH_END,
@@ -137,6 +139,7 @@ class FreezeOut(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Translates the event into calls of :class:`.LayerFreezer`."""
         if event == Event.INIT:
+            _refuse_rivals(state)
             # Kept for `load_state_dict`, which is not given it.
             self._state = state
         elif event == Event.FIT_START:
@@ -145,8 +148,9 @@ class FreezeOut(Algorithm):
             self._batch_start(state, logger)
         elif self._freezer is None:
             return
-        elif event == Event.BEFORE_FORWARD:
-            # Not at BATCH_START alone: training metrics switch the mode between microbatches.
+        elif event in (Event.BEFORE_DATALOADER, Event.BEFORE_FORWARD):
+            # Not at BATCH_START alone: training metrics switch the mode between microbatches, and algorithms that
+            # choose samples run the model as soon as the batch is there.
             self._freezer.freezer.hold_norms()
         elif event == Event.EPOCH_END:
             self._freezer.epoch_end()
@@ -170,9 +174,17 @@ class FreezeOut(Algorithm):
     # --- events
 
     def _fit_start(self, state: State) -> None:
+        if state.dataloader_len is not None and state.dataloader_len.value == 0:
+            raise ValueError(
+                'the train dataloader has no batches: its data set is empty, or smaller than a batch with '
+                'drop_last=True, or train_subset_num_batches is 0; give it at least one batch'
+            )
         self._warmup = 0.0 if self.t_warmup is None else _as_progress(self.t_warmup, state)
+        self._compiled = is_compiled(state.model)
         if self._freezer is not None:
+            self._freezer.groups.track_optimizer(state.optimizers[0])
             self._freezer.groups.track_schedulers(state.schedulers)
+            self._freezer.limit_stages(self._stage_limit())
         rivals = [name for name in map(_describe_scheduler, state.schedulers) if name is not None]
         if rivals:
             log.warning(
@@ -186,15 +198,19 @@ class FreezeOut(Algorithm):
         if self._freezer is None:
             # Here at the latest: now the model has had all its surgery, and there is a batch to trace it with.
             self._freezer = self._make_freezer(state, self._partition(state))
+            self._freezer.limit_stages(self._stage_limit())
         progress = _progress(state)
         if self._freezer.batch_start(progress, self._warmup):
             del self._frozen_at[self._freezer.units_frozen :]
             newly_frozen = self._freezer.units_frozen - len(self._frozen_at)
             self._frozen_at += [int(state.timestamp.batch)] * newly_frozen
             if isinstance(state.model, DistributedDataParallel):
-                state.model = rewrap_ddp(state.model)
+                restart_ddp(state.model)
+            if self._compiled:
+                forget_compiled()
         logger.log_metrics(
             {
+                **({'freezeout/compile_seconds': compile_seconds()} if self._compiled else {}),
                 'freezeout/progress': progress,
                 'freezeout/units_frozen': self._freezer.units_frozen,
                 'freezeout/fraction_frozen': self._freezer.fraction_frozen,
@@ -219,6 +235,9 @@ class FreezeOut(Algorithm):
             log.warning('FreezeOut: %s.', problem)
         return partition
 
+    def _stage_limit(self) -> int | None:
+        return self.max_stages or (DEFAULT_STAGES if self._compiled else None)
+
     def _make_freezer(self, state: State, partition: Partition) -> LayerFreezer:
         return LayerFreezer(
             _unwrap(state.model),
@@ -241,6 +260,7 @@ class FreezeOut(Algorithm):
             'layers': self.layers,
             'granularity': self.granularity,
             'batchnorm': self.batchnorm,
+            'max_stages': self.max_stages,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -295,6 +315,20 @@ class FreezeOut(Algorithm):
 
 def _unwrap(model: nn.Module) -> Any:
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _refuse_rivals(state: State) -> None:
+    """Raises where another algorithm can't do its work next to FreezeOut."""
+    for algorithm in state.algorithms:
+        if isinstance(algorithm, SWA) and algorithm.schedule_swa_lr:
+            raise ValueError(
+                'FreezeOut and SWA(schedule_swa_lr=True) both set the learning rate, and SWA knows a single one only; '
+                'use SWA(schedule_swa_lr=False)'
+            )
+        if isinstance(algorithm, LayerFreezing):
+            raise ValueError('FreezeOut and LayerFreezing both freeze layers; use one of them')
+    if sum(isinstance(algorithm, FreezeOut) for algorithm in state.algorithms) > 1:
+        raise ValueError('FreezeOut stands more than once in `algorithms`; give it once')
 
 
 def _progress(state: State) -> float:

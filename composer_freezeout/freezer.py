@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout import schedule
-from composer_freezeout.freezing import BatchNormMode, UnitFreezer
+from composer_freezeout.freezing import BatchNormMode, UnitFreezer, check_batchnorm
 from composer_freezeout.groups import UnitGroups
 from composer_freezeout.partition import (
     Granularity,
@@ -20,7 +21,32 @@ from composer_freezeout.partition import (
 )
 from composer_freezeout.schedule import HowScale
 
-__all__ = ['LayerFreezer', 'apply_freezeout']
+__all__ = ['LayerFreezer', 'apply_freezeout', 'check_settings']
+
+
+def check_settings(
+    t_0: float,
+    how_scale: str,
+    scale_lr: bool,
+    layers: Sequence[str] | None,
+    granularity: str,
+    batchnorm: str,
+) -> None:
+    """Checks the arguments that :func:`apply_freezeout` and the algorithm have in common.
+
+    Raises:
+        TypeError: If one has the wrong type.
+        ValueError: If one is out of range, or two contradict each other.
+    """
+    schedule.check_schedule(t_0, how_scale)
+    check_granularity(granularity)
+    check_batchnorm(batchnorm)
+    if not isinstance(scale_lr, bool):
+        raise TypeError(f'scale_lr must be True or False, got {scale_lr!r}')
+    if layers is not None:
+        check_layers(layers)
+        if granularity != 'module':
+            raise ValueError(f'layers already says what the units are; leave out granularity={granularity!r}')
 
 
 class LayerFreezer:
@@ -62,10 +88,22 @@ class LayerFreezer:
         self.partition = partition
         self.scale_lr = scale_lr
         self.freeze_times = schedule.freeze_times(len(partition.units), t_0, how_scale)
+        self.stages = schedule.freeze_stages(len(partition.units))
         self.freezer = UnitFreezer(model, partition.units, batchnorm)
         initial_factors = [schedule.lr_factor(0.0, t_i, scale_lr) for t_i in self.freeze_times]
         self.groups = UnitGroups(optimizer, model, partition.units, initial_factors, schedulers)
         self._sizes = [sum(model.get_parameter(p).numel() for p in unit.parameters) for unit in partition.units]
+
+    def limit_stages(self, max_stages: int | None) -> None:
+        """Freezes units in stages from now on.
+
+        Args:
+            max_stages (int, optional): How often units may freeze in a training, in ``[1, ∞)``; None for no limit.
+
+        Raises:
+            ValueError: If it is out of range.
+        """
+        self.stages = schedule.freeze_stages(len(self.partition.units), max_stages)
 
     @property
     def units_frozen(self) -> int:
@@ -95,7 +133,7 @@ class LayerFreezer:
                 f'the warm-up must end before the first unit freezes, at progress {self.freeze_times[0]:.4g}, but it '
                 f'ends at {warmup:.4g}; shorten t_warmup or raise t_0'
             )
-        count = schedule.units_frozen(progress, self.freeze_times)
+        count = schedule.units_frozen(progress, self.freeze_times, self.stages)
         if count < self.groups.units_removed:
             self.groups.set_removed(count)
         changed = self.freezer.set_frozen(count)
@@ -103,6 +141,8 @@ class LayerFreezer:
         self.groups.set_learning_rates(
             [schedule.lr_factor(progress, t_i, self.scale_lr, warmup) for t_i in self.freeze_times]
         )
+        if changed:
+            self.groups.forget_wrappers(count)
         return changed
 
     def epoch_end(self) -> None:
@@ -169,12 +209,16 @@ def apply_freezeout(
         LayerFreezer: To be called at the start of each batch and at the end of each epoch.
 
     Raises:
+        TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range or the model can't be split as asked.
     """
-    schedule.check_schedule(t_0, how_scale)
-    check_granularity(granularity)
-    if layers is not None:
-        check_layers(layers)
+    check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm)
+    if not isinstance(model, nn.Module) or isinstance(model, (DistributedDataParallel, nn.DataParallel)):
+        raise TypeError(f'model must be a module, without a data-parallel wrapper, got {type(model).__name__}')
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f'optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}')
+    if forward is not None and (not callable(forward) or forward is model):
+        raise TypeError('forward must be a function without arguments, such as `lambda: model(example_inputs)`')
     usage = trace_usage(model, forward) if forward is not None else None
     return LayerFreezer(
         model,

@@ -20,7 +20,7 @@ from composer_freezeout.algorithm import FreezeOut
 from composer_freezeout.cost import predicted_saving
 from composer_freezeout.freezing import UnitFreezer
 from composer_freezeout.partition import Partition, partition_model, trace_usage
-from composer_freezeout.schedule import freeze_times
+from composer_freezeout.schedule import freeze_stages, freeze_times, units_frozen
 
 __all__ = ['freezeout_saving', 'layer_freezing_saving', 'predict_saving', 'step_flops']
 
@@ -56,11 +56,14 @@ def freezeout_saving(model: ComposerModel, batch: Any, freezeout: FreezeOut) -> 
     partition = _partition(model, batch, freezeout)
     model, batch = _shapes_only(model, batch)
     freezer = UnitFreezer(model, partition.units, freezeout.batchnorm)
+    times = freeze_times(len(partition.units), freezeout.t_0, freezeout.how_scale)
+    stages = freeze_stages(len(partition.units), freezeout.max_stages)
     costs = []
-    for count in range(len(partition.units)):
-        freezer.set_frozen(count)
-        costs.append(step_flops(model, batch))
-    return predicted_saving(costs, freeze_times(len(partition.units), freezeout.t_0, freezeout.how_scale))
+    for start in (0.0, *times[:-1]):
+        if freezer.set_frozen(units_frozen(start, times, stages)) or not costs:
+            flops = step_flops(model, batch)
+        costs.append(flops)
+    return predicted_saving(costs, times)
 
 
 def layer_freezing_saving(model: ComposerModel, batch: Any, layer_freezing: LayerFreezing, epochs: int) -> float:

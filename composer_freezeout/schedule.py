@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-__all__ = ['HowScale', 'check_schedule', 'freeze_times', 'lr_factor', 'units_frozen']
+__all__ = ['HowScale', 'check_schedule', 'freeze_stages', 'freeze_times', 'lr_factor', 'units_frozen']
 
 HowScale = Literal['linear', 'squared', 'cubic']
 
@@ -92,12 +92,36 @@ def lr_factor(t: float, t_i: float, scale_lr: bool = True, warmup: float = 0.0) 
     return annealed / t_i if scale_lr else annealed
 
 
-def units_frozen(t: float, times: Sequence[float]) -> int:
-    """Number of leading units that are frozen at progress ``t``: those with ``t_i <= t``.
+def freeze_stages(num_units: int, max_stages: int | None = None) -> tuple[int, ...]:
+    """The numbers of frozen units that a training passes through.
+
+    Units are frozen in stages where each change is costly, as it is for a compiled model. The units of a stage freeze
+    together when the last of them is due; until then the learning rate of those that were due earlier is zero.
+
+    Args:
+        num_units (int): Number of units ``n``, in ``[1, ∞)``.
+        max_stages (int, optional): How often units may freeze, in ``[1, ∞)``. Default: ``None``, each by itself.
+
+    Returns:
+        tuple[int, ...]: Ascending from 0 to ``n - 1``, evenly spread.
+
+    Raises:
+        ValueError: If ``max_stages`` is below 1.
+    """
+    if max_stages is not None and max_stages < 1:
+        raise ValueError(f'max_stages must be at least 1, or None for no limit, got {max_stages}')
+    freezing = num_units - 1
+    stages = freezing if max_stages is None else min(max_stages, freezing)
+    return (0, *(round(freezing * stage / stages) for stage in range(1, stages + 1)))
+
+
+def units_frozen(t: float, times: Sequence[float], stages: Sequence[int] | None = None) -> int:
+    """Number of leading units that are frozen at progress ``t``: those with ``t_i <= t``, in whole stages.
 
     Args:
         t (float): Progress, in ``[0, 1)``.
         times (Sequence[float]): Freeze times, ascending, the last one 1.
+        stages (Sequence[int], optional): From :func:`freeze_stages`. Default: ``None``, each unit by itself.
 
     Returns:
         int: In ``[0, n)``.
@@ -107,4 +131,5 @@ def units_frozen(t: float, times: Sequence[float]) -> int:
     """
     if not 0 <= t < 1:
         raise ValueError(f'progress must be in [0, 1), got {t!r}')
-    return bisect_right(times, t)
+    due = bisect_right(times, t)
+    return due if stages is None else stages[bisect_right(stages, due) - 1]

@@ -21,6 +21,7 @@ ORDER = [
     'freezing',
     'freezer',
     'distributed',
+    'compilation',
     'algorithm',
     'predict',
     'registry',
@@ -32,7 +33,7 @@ ORDER = [
     'report',
 ]
 WITHOUT_TORCH = ['schedule', 'cost', 'config', 'report']
-CORE = ['schedule', 'cost', 'config', 'partition', 'groups', 'freezing', 'freezer', 'distributed']
+CORE = ['schedule', 'cost', 'config', 'partition', 'groups', 'freezing', 'freezer', 'distributed', 'compilation']
 
 
 def imported(source: str) -> set[str]:
