@@ -1,0 +1,293 @@
+"""Data sets by name, and batches of them."""
+
+import pickle
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from composer.utils import dist
+from PIL import Image
+from pydantic import TypeAdapter
+
+from composer_freezeout.config import Augment, ConfigError, DataConfig
+from composer_freezeout.data import ImageTensors, Normalize, augmented, build_data, open_source, per_rank
+
+
+def section(name: str, role: str = 'train', **keys):
+    config = TypeAdapter(DataConfig).validate_python({'name': name, 'batch_size': 4, **keys})
+    config.fill_in(role)
+    return config
+
+
+def batches(config, num_classes: int = 10, path: str = 'train_data'):
+    spec = build_data(config, path, num_classes=num_classes, seed=0)
+    return [spec.batch_transforms(batch) for batch in spec.dataloader]
+
+
+# Augmentation
+
+
+def numbered(batch: int = 64, size: int = 6) -> torch.Tensor:
+    """Images whose pixels are all different and none 0."""
+    return torch.arange(1, size * size + 1, dtype=torch.uint8).view(1, 1, size, size).repeat(batch, 3, 1, 1)
+
+
+def test_a_crop_is_a_shift_with_zeros():
+    images = numbered()
+    shifted = augmented(images, Augment(crop_padding=2))
+    assert shifted.shape == images.shape and shifted.dtype == torch.uint8
+    offsets = set()
+    for image in shifted:
+        assert torch.equal(image[0], image[1])
+        found = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if torch.equal(torch.nn.functional.pad(images[0], (2,) * 4)[:, top : top + 6, left : left + 6], image)
+        ]
+        assert len(found) == 1
+        offsets.add(found[0])
+    assert {top for top, _ in offsets} == set(range(5)) == {left for _, left in offsets}
+
+
+def test_a_flip_is_drawn_for_each_image():
+    images = numbered()
+    flipped = augmented(images, Augment(flip=True))
+    kinds = [torch.equal(image, images[0].flip(2)) - torch.equal(image, images[0]) for image in flipped]
+    assert set(kinds) == {-1, 1}
+
+
+def test_augmentation_draws_from_the_global_generator():
+    augment = Augment(crop_padding=2, flip=True)
+    torch.manual_seed(3)
+    first = augmented(numbered(), augment)
+    assert not torch.equal(first, augmented(numbered(), augment))
+    torch.manual_seed(3)
+    assert torch.equal(first, augmented(numbered(), augment))
+
+
+def test_no_augmentation_leaves_the_images_alone():
+    assert torch.equal(augmented(numbered(), Augment()), numbered())
+
+
+def test_batches_are_picked_whole():
+    images, labels = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1), torch.arange(5)
+    dataset = ImageTensors(images, labels)
+    assert len(dataset) == 5
+    picked, picked_labels = dataset.__getitems__([3, 1])
+    assert picked.flatten().tolist() == [3, 1] == picked_labels.tolist()
+    assert dataset[2][0].shape == (1, 1, 1) and dataset[2][1].item() == 2
+
+
+def test_normalize():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    normalized, labels = Normalize([0.0, 0.2, 0.5], [1.0, 0.1, 0.25])((images, torch.tensor([1])))
+    assert normalized.dtype == torch.float32 and labels.tolist() == [1]
+    assert torch.allclose(normalized.flatten(), torch.tensor([0.0, 0.0, 2.0]), atol=1e-6)
+
+
+# Digits
+
+
+def test_digits_are_split_the_same_way_whatever_the_seed():
+    torch.manual_seed(0)
+    train = open_source(section('digits')).dataset
+    torch.manual_seed(1)
+    test = open_source(section('digits', 'eval')).dataset
+    assert isinstance(train, ImageTensors) and isinstance(test, ImageTensors)
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.images.dtype == torch.uint8 and train.labels.dtype == torch.int64
+    assert torch.bincount(test.labels).tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]  # stratified
+    rows = {bytes(image.numpy()) for image in train.images}
+    assert not any(bytes(image.numpy()) in rows for image in test.images)
+
+
+def test_digits_scale_up_and_are_normalised_by_the_training_split():
+    source = open_source(section('digits', image_size=16, channels=3))
+    assert isinstance(source.dataset, ImageTensors)
+    assert source.dataset.images.shape == (1437, 3, 16, 16)
+    normalized, _ = source.normalize((source.dataset.images, source.dataset.labels))
+    assert normalized.mean().item() == pytest.approx(0, abs=1e-5)
+    assert normalized.std().item() == pytest.approx(1, abs=1e-3)
+
+
+# Loaders
+
+
+def test_training_drops_the_rest_and_shuffles_by_seed_and_epoch():
+    config = section('synthetic', num_samples=10, image_size=2)
+    spec = build_data(config, 'train_data', num_classes=10, seed=5)
+    loader = spec.dataloader
+    assert isinstance(loader, torch.utils.data.DataLoader) and spec.num_samples == 10
+    first = [labels.tolist() for _, labels in loader]
+    assert [len(labels) for labels in first] == [4, 4]
+    assert first == [labels.tolist() for _, labels in loader]
+    loader.sampler.set_epoch(1)  # pyright: ignore[reportAttributeAccessIssue]
+    assert first != [labels.tolist() for _, labels in loader]
+    other = build_data(config, 'train_data', num_classes=10, seed=6).dataloader
+    assert first != [labels.tolist() for _, labels in other]
+
+
+def test_evaluation_keeps_order_and_rest():
+    config = section('synthetic', 'eval', num_samples=10, image_size=2)
+    dataset = open_source(config).dataset
+    assert isinstance(dataset, ImageTensors)
+    labels = [label for _, batch in batches(config) for label in batch.tolist()]
+    assert labels == dataset.labels.tolist()
+
+
+def test_workers_give_the_same_batches():
+    plain = batches(section('synthetic', 'eval', num_samples=10, image_size=2))
+    workers = batches(section('synthetic', 'eval', num_samples=10, image_size=2, num_workers=1))
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(plain, workers, strict=True))
+
+
+def test_the_global_batch_is_divided(monkeypatch):
+    monkeypatch.setattr(dist, 'get_world_size', lambda: 4)
+    assert per_rank(8, 'train_data') == 2
+    with pytest.raises(ConfigError, match=r'eval_data\.batch_size: 6 cannot be divided evenly among 4 processes'):
+        per_rank(6, 'eval_data')
+
+
+def test_too_few_samples_for_a_batch():
+    with pytest.raises(ConfigError, match=r'train_data\.batch_size: 4 is more than the 3 samples'):
+        batches(section('synthetic', num_samples=3))
+    assert len(batches(section('synthetic', num_samples=3, drop_last=False))) == 1
+
+
+# Synthetic
+
+
+def test_synthetic_depends_on_seed_and_split():
+    def images(**keys):
+        dataset = open_source(section('synthetic', **keys)).dataset
+        assert isinstance(dataset, ImageTensors)
+        return dataset.images
+
+    assert images().shape == (1024, 3, 32, 32)
+    assert torch.equal(images(), images())
+    assert not torch.equal(images(), images(seed=1))
+    assert not torch.equal(images(), images(split='test'))
+
+
+# CIFAR
+
+
+@pytest.fixture
+def fake_cifar(tmp_path, monkeypatch):
+    """The archive's layout with 2 images a file, and torchvision's checksums switched off."""
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, '_check_integrity', lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, 'check_integrity', lambda *_: True)
+    generator = np.random.default_rng(0)
+
+    def write(file, label_key):
+        data = generator.integers(0, 256, (2, 3072), dtype=np.uint8)
+        (tmp_path / file).write_bytes(pickle.dumps({'data': data, label_key: [1, 2]}))
+        return data
+
+    ten, hundred = 'cifar-10-batches-py', 'cifar-100-python'
+    for folder in (ten, hundred):
+        (tmp_path / folder).mkdir()
+    names = [f'class {index}' for index in range(10)]
+    (tmp_path / ten / 'batches.meta').write_bytes(pickle.dumps({'label_names': names}))
+    (tmp_path / hundred / 'meta').write_bytes(pickle.dumps({'fine_label_names': names * 10}))
+    first, *_ = [write(f'{ten}/data_batch_{index}', 'labels') for index in range(1, 6)]
+    write(f'{ten}/test_batch', 'labels')
+    for split in ('train', 'test'):
+        write(f'{hundred}/{split}', 'fine_labels')
+    return tmp_path, first
+
+
+@pytest.mark.parametrize(('name', 'classes', 'train'), [('cifar10', 10, 10), ('cifar100', 100, 2)])
+def test_cifar_is_read_into_memory(fake_cifar, name, classes, train):
+    root, _ = fake_cifar
+    source = open_source(section(name, root=str(root), augment=None))
+    assert source.num_classes == classes and len(source.dataset) == train
+    (images, labels), *_ = batches(section(name, 'eval', root=str(root)), num_classes=classes, path='eval_data')
+    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float32
+    assert labels.tolist() == [1, 2] and labels.dtype == torch.int64
+
+
+def test_cifar_keeps_the_order_of_channels(fake_cifar):
+    root, data = fake_cifar
+    dataset = open_source(section('cifar10', root=str(root))).dataset
+    assert isinstance(dataset, ImageTensors)
+    assert np.array_equal(dataset.images[:2].numpy(), data.reshape(2, 3, 32, 32))
+
+
+def test_cifar_without_network_says_what_to_do(tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise URLError('no network')
+
+    monkeypatch.setattr(torchvision.datasets.cifar, 'download_and_extract_archive', no_network)
+    with pytest.raises(ConfigError, match=r'train_data\.root: cifar10 is not in .* cannot be downloaded .*digits'):
+        open_source(section('cifar10', root=str(tmp_path)))
+
+
+# Image folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(sizes=((8, 6),) * 4):
+        for split in ('train', 'val'):
+            for index, size in enumerate(sizes):
+                path = tmp_path / split / f'class{index % 2}' / f'{index}.png'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new('RGB', size, (index, 100, 200)).save(path)
+        return tmp_path
+
+    return write
+
+
+def test_image_folder_in_memory(folder):
+    source = open_source(section('image_folder', 'eval', root=str(folder()), cache=True))
+    assert isinstance(source.dataset, ImageTensors)
+    assert source.dataset.images.shape == (4, 3, 6, 8) and source.num_classes == 2
+    assert source.dataset.labels.tolist() == [0, 0, 1, 1]
+    assert source.dataset.images[:, :, 0, 0].tolist() == [[i, 100, 200] for i in (0, 2, 1, 3)]
+
+
+def test_image_folder_in_memory_needs_one_size(folder):
+    with pytest.raises(ConfigError, match=r'train_data\.cache: .*8x6 and .*9x6'):
+        open_source(section('image_folder', root=str(folder(((8, 6), (8, 6), (9, 6)))), cache=True))
+
+
+@pytest.mark.parametrize('role', ['train', 'eval'])
+def test_image_folder_from_files(folder, role):
+    config = section('image_folder', role, root=str(folder(((40, 30), (50, 20), (8, 8), (20, 60)))), image_size=16)
+    ((images, labels),) = batches(config, num_classes=2)
+    assert images.shape == (4, 3, 16, 16) and images.dtype == torch.float32
+    assert sorted(labels.tolist()) == [0, 0, 1, 1] and labels.dtype == torch.int64
+    blue = (200 / 255 - 0.406) / 0.225
+    assert torch.allclose(images[:, 2], torch.tensor(blue), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('keys', 'part'),
+    [
+        ({'root': 'nowhere'}, r'train_data\.root: no folder'),
+        ({'split': 'training'}, r'train_data\.split: no folder'),
+        ({'split': 'empty'}, r'train_data\.root: .*class folder'),
+    ],
+)
+def test_image_folder_that_is_not_there(folder, keys, part):
+    root = folder()
+    (root / 'empty').mkdir()
+    with pytest.raises(ConfigError, match=part):
+        open_source(section('image_folder', **{'root': str(root), **keys}))
+
+
+def test_another_number_of_classes(folder):
+    with pytest.raises(ConfigError, match=r'model\.num_classes: is 10, but train_data \(image_folder\) has 2 classes'):
+        batches(section('image_folder', root=str(folder()), cache=True))
+
+
+@pytest.mark.parametrize(
+    'keys', [{'cache': True, 'image_size': 32}, {'augment': {'crop_padding': 4}}, {'mean': [0.5, 0.5]}]
+)
+def test_keys_that_contradict_each_other(keys):
+    with pytest.raises(ValueError):
+        section('image_folder', root='data', **keys)

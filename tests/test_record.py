@@ -1,0 +1,252 @@
+"""Clocks, the trace of learning rates, and the JSON file."""
+
+import json
+import subprocess
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from composer import Logger, State
+
+from composer_freezeout import record
+from composer_freezeout.record import Recorder, Stopwatch, environment, json_safe, write_json
+
+NO_LOGGER = cast(Logger, None)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 100.0
+
+        def perf_counter(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(record, 'time', clock)
+    return clock
+
+
+def state(batch: int = 0, optimizer: Any = None, **keys: Any) -> State:
+    return cast(
+        State,
+        SimpleNamespace(
+            timestamp=SimpleNamespace(batch=SimpleNamespace(value=batch)),
+            device=SimpleNamespace(name='cpu'),
+            optimizers=[optimizer],
+            model=torch.nn.Linear(2, 3),
+            algorithms=[],
+            total_loss_dict={'loss/train/total': float(batch)},
+            train_metric_values={'Accuracy': torch.tensor(0.5)},
+            eval_metric_values={'Accuracy': torch.tensor(0.25)},
+            **keys,
+        ),
+    )
+
+
+def test_stopwatch(clock):
+    watch = Stopwatch()
+    clock.now += 1
+    assert watch.seconds() == 0
+    watch.start()
+    clock.now += 2
+    watch.start()  # already running
+    clock.now += 3
+    assert watch.seconds() == 5
+    watch.stop()
+    clock.now += 4
+    watch.stop()
+    assert watch.seconds() == 5
+    watch.start()
+    clock.now += 6
+    watch.cancel()
+    assert watch.seconds() == 5
+    watch.reset(50)
+    assert watch.seconds() == 50
+
+
+def test_stopwatch_waits_for_work_before_each_reading(clock):
+    def finish_the_work():
+        clock.now += 1
+
+    watch = Stopwatch(finish_the_work)
+    watch.start()
+    watch.stop()
+    assert watch.seconds() == 1
+
+
+def train_one_epoch(recorder: Recorder, clock, batches: range, optimizer, evaluate: bool = True) -> None:
+    for batch in batches:
+        recorder.before_dataloader(state(), NO_LOGGER)
+        clock.now += 1
+        recorder.after_dataloader(state(), NO_LOGGER)
+        clock.now += 10
+        recorder.after_train_batch(state(batch, optimizer), NO_LOGGER)
+        recorder.batch_end(state(batch), NO_LOGGER)
+    recorder.before_dataloader(state(), NO_LOGGER)
+    clock.now += 3  # the loader finds that it is at its end
+    end = state(batches.stop)
+    recorder.epoch_end(end, NO_LOGGER)
+    if evaluate:
+        recorder.eval_before_all(end, NO_LOGGER)
+        clock.now += 100
+        recorder.eval_after_all(end, NO_LOGGER)
+    recorder.epoch_checkpoint(end, NO_LOGGER)
+
+
+@pytest.fixture
+def sgd():
+    return torch.optim.SGD(torch.nn.Linear(2, 3).parameters(), lr=0.1)
+
+
+def test_training_time_stands_still_during_evaluation(clock, sgd):
+    recorder = Recorder()
+    recorder.fit_start(state(), NO_LOGGER)
+    train_one_epoch(recorder, clock, range(2), sgd)
+    train_one_epoch(recorder, clock, range(2, 4), sgd, evaluate=False)
+    recorder.fit_end(state(), NO_LOGGER)
+    clock.now += 1000
+    recorder.eval_before_all(state(), NO_LOGGER)
+    clock.now += 100
+    recorder.eval_after_all(state(), NO_LOGGER)
+    clock.now += 1000
+    assert recorder.training.seconds() == 2 * (2 * 11 + 3)
+    assert recorder.evaluation.seconds() == 200
+    assert recorder.data_wait.seconds() == 4
+    first, second = recorder.epochs
+    assert [row['training_seconds'] for row in recorder.epochs] == [25, 25]
+    assert [row['data_wait_seconds'] for row in recorder.epochs] == [2, 2]
+    assert (first['epoch'], first['batch'], first['train'], first['eval']) == (
+        1,
+        2,
+        {'Accuracy': 0.5, 'loss': 0.5},
+        {'Accuracy': 0.25},
+    )
+    assert second['train']['loss'] == 2.5 and second['eval'] == {}
+    assert second['trainable_parameters'] == 9
+    recorder.finish(state(4))
+    assert len(recorder.epochs) == 2 and recorder.epochs[1]['eval'] == {'Accuracy': 0.25}
+
+
+def test_a_run_that_ends_within_an_epoch_has_its_row(clock, sgd):
+    recorder = Recorder()
+    recorder.fit_start(state(), NO_LOGGER)
+    recorder.after_train_batch(state(0, sgd), NO_LOGGER)
+    recorder.batch_end(state(0), NO_LOGGER)
+    recorder.finish(state(1))
+    recorder.finish(state(1))
+    assert [row['batch'] for row in recorder.epochs] == [1]
+
+
+@pytest.mark.parametrize('batches', [1, 2, 10, 11, 12, 1000])
+def test_the_trace_is_bounded_and_has_both_ends(sgd, batches):
+    recorder = Recorder(max_points=10)
+    for batch in range(batches):
+        sgd.param_groups[0]['lr'] = batch / 10
+        recorder.after_train_batch(state(batch, sgd), NO_LOGGER)
+    trace = recorder.lr_trace()
+    assert trace['batch'][0] == 0 and trace['batch'][-1] == batches - 1
+    assert len(trace['batch']) <= 11
+    assert trace['batch'] == sorted(set(trace['batch']))
+    assert trace['lr'] == {'group0': [batch / 10 for batch in trace['batch']]}
+    strides = {b - a for a, b in zip(trace['batch'][:-1], trace['batch'][1:-1], strict=False)}
+    assert len(strides) <= 1
+    if batches <= 10:
+        assert trace['batch'] == list(range(batches))
+
+
+def test_the_trace_follows_units_and_is_null_where_they_have_left():
+    layers = [torch.nn.Linear(1, 1, bias=False) for _ in range(3)]
+    groups = [
+        {'params': list(layer.parameters()), 'freezeout_unit': name}
+        for layer, name in zip(layers, ['head', 'stem', 'stem'], strict=True)
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.5)
+    recorder = Recorder()
+    recorder.after_train_batch(state(0, optimizer), NO_LOGGER)
+    del optimizer.param_groups[1:]
+    recorder.after_train_batch(state(1, optimizer), NO_LOGGER)
+    assert recorder.lr_trace() == {
+        'batch': [0, 1],
+        'lr': {'head': [0.5, 0.5], 'stem': [0.5, None], 'stem#2': [0.5, None]},
+    }
+
+
+def test_hyperparameters_are_read_back_from_the_optimizer():
+    optimizer = torch.optim.AdamW(torch.nn.Linear(2, 3).parameters(), lr=0.1, betas=(0.8, 0.9))
+    recorder = Recorder()
+    recorder.after_train_batch(state(0, optimizer), NO_LOGGER)
+    optimizer.param_groups[0]['lr'] = 7
+    recorder.after_train_batch(state(1, optimizer), NO_LOGGER)
+    assert recorder.optimizer['name'] == 'AdamW'
+    (group,) = recorder.optimizer['groups']
+    assert group['unit'] is None and group['parameters'] == 9
+    assert (group['lr'], group['betas'], group['weight_decay']) == (0.1, [0.8, 0.9], 0.01)
+    assert 'params' not in group
+
+
+def test_a_checkpoint_carries_the_record(clock, sgd):
+    recorder = Recorder(max_points=4)
+    recorder.fit_start(state(), NO_LOGGER)
+    train_one_epoch(recorder, clock, range(6), sgd)
+    saved = json.loads(json.dumps(recorder.state_dict()))
+    clock.now += 1000
+    resumed = Recorder(max_points=4)
+    resumed.load_state_dict(saved)
+    resumed.fit_start(state(6), NO_LOGGER)
+    train_one_epoch(resumed, clock, range(6, 9), sgd)
+    assert resumed.training.seconds() == 9 * 11 + 2 * 3  # not what passed in between
+    assert resumed.evaluation.seconds() == 200 and resumed.data_wait.seconds() == 9
+    assert resumed.resumed_at == [6] and [row['batch'] for row in resumed.epochs] == [6, 9]
+    train_one_epoch(recorder, clock, range(6, 9), sgd)
+    assert resumed.lr_trace() == recorder.lr_trace()
+
+
+def test_json_has_no_nan(tmp_path):
+    content = {'a': float('nan'), 'b': [float('inf'), 1.5], 'c': (1, None, True, 'x'), 2: {}}
+    assert json_safe(content) == {'a': None, 'b': [None, 1.5], 'c': [1, None, True, 'x'], '2': {}}
+    write_json(tmp_path / 'record.json', content)
+    assert json.loads((tmp_path / 'record.json').read_text())['b'] == [None, 1.5]
+
+
+def test_a_record_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / 'record.json'
+    write_json(path, {'old': 1})
+
+    def fail(*_):
+        raise OSError('disk full')
+
+    monkeypatch.setattr(record.os, 'replace', fail)
+    with pytest.raises(OSError, match='disk full'):
+        write_json(path, {'new': 1})
+    assert json.loads(path.read_text()) == {'old': 1}
+    with pytest.raises(TypeError):
+        write_json(path, {'object': object()})
+    assert json.loads(path.read_text()) == {'old': 1}
+
+
+def test_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = environment()
+    assert facts['git'] is None
+    assert facts['versions']['torch'] == torch.__version__.partition('+')[0]
+    assert {'python', 'composer', 'torchvision', 'numpy', 'composer_freezeout'} <= set(facts['versions'])
+    hardware = facts['hardware']
+    assert hardware['cpu'] and hardware['memory_bytes'] > 0 and hardware['threads'] == torch.get_num_threads()
+    assert (hardware['gpu'] is None) == (not torch.cuda.is_available())
+
+    def git(*arguments: str) -> None:
+        subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=b', *arguments], check=True, capture_output=True)
+
+    git('init')
+    git('commit', '--allow-empty', '-m', 'first')
+    committed = environment()['git']
+    assert len(committed['commit']) == 40 and committed['dirty'] is False
+    (tmp_path / 'new').touch()
+    assert environment()['git'] == {**committed, 'dirty': True}
+
+
+def test_max_points():
+    with pytest.raises(ValueError, match='at least 2, got 1'):
+        Recorder(max_points=1)
