@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from composer_freezeout import schedule
 from composer_freezeout.compilation import DEFAULT_STAGES, compile_seconds, forget_compiled, is_compiled
 from composer_freezeout.distributed import restart_ddp
-from composer_freezeout.freezer import LayerFreezer, check_settings
+from composer_freezeout.freezer import LayerFreezer, check_settings, check_warmup
 from composer_freezeout.freezing import BatchNormMode
 from composer_freezeout.partition import (
     Granularity,
@@ -42,8 +42,9 @@ class FreezeOut(Algorithm):
 
     FreezeOut owns the learning rate: give the optimizer the peak rate, and no scheduler.
 
-    Runs on :attr:`.Event.INIT`, :attr:`.Event.FIT_START`, :attr:`.Event.BEFORE_DATALOADER`,
-    :attr:`.Event.BATCH_START`, :attr:`.Event.BEFORE_FORWARD`, :attr:`.Event.EPOCH_END` and :attr:`.Event.FIT_END`.
+    Runs on :attr:`.Event.INIT`, :attr:`.Event.AFTER_LOAD`, :attr:`.Event.FIT_START`,
+    :attr:`.Event.BEFORE_DATALOADER`, :attr:`.Event.BATCH_START`, :attr:`.Event.BEFORE_FORWARD`,
+    :attr:`.Event.EPOCH_END` and :attr:`.Event.FIT_END`.
 
     Logs ``freezeout/progress``, ``freezeout/units_frozen``, ``freezeout/fraction_frozen`` (of the parameters) and
     ``freezeout/lr/<unit>`` for every batch.
@@ -128,6 +129,7 @@ class FreezeOut(Algorithm):
         del state
         return event in (
             Event.INIT,
+            Event.AFTER_LOAD,
             Event.FIT_START,
             Event.BEFORE_DATALOADER,
             Event.BATCH_START,
@@ -142,9 +144,15 @@ class FreezeOut(Algorithm):
             _refuse_rivals(state)
             # Kept for `load_state_dict`, which is not given it.
             self._state = state
+        elif event == Event.AFTER_LOAD:
+            self._check_early(state)
         elif event == Event.FIT_START:
             self._fit_start(state)
         elif event == Event.BATCH_START:
+            if self._freezer is not None or self._try_set_up(state):
+                self._batch_start(state, logger)
+        elif event == Event.BEFORE_FORWARD and self._freezer is None:
+            self._set_up(state)
             self._batch_start(state, logger)
         elif self._freezer is None:
             return
@@ -173,6 +181,16 @@ class FreezeOut(Algorithm):
 
     # --- events
 
+    def _check_early(self, state: State) -> None:
+        """Tells what can be told before training: all surgery is done, and the duration may be known."""
+        model = _unwrap(state.model)
+        if self.layers is not None:
+            partition_model(model, layers=self.layers)
+        if self.t_warmup is not None and state.max_duration is not None and state.dataloader_len is not None:
+            holders = sum(any(p.requires_grad for p in m.parameters(recurse=False)) for m in model.modules())
+            first_freeze = schedule.freeze_times(max(1, holders), self.t_0, self.how_scale)[0]
+            check_warmup(_as_progress(self.t_warmup, state), first_freeze)
+
     def _fit_start(self, state: State) -> None:
         if state.dataloader_len is not None and state.dataloader_len.value == 0:
             raise ValueError(
@@ -194,11 +212,23 @@ class FreezeOut(Algorithm):
                 ' and '.join(rivals),
             )
 
+    def _try_set_up(self, state: State) -> bool:
+        # The model has had all its surgery now, and there is a batch to trace it with. It may be too large, though, or
+        # not yet what the model is given: a microbatch that has been transformed. That one is there BEFORE_FORWARD,
+        # still ahead of the optimizer's step, and an error that is the model's own will be raised there again.
+        try:
+            self._set_up(state)
+        except Exception as error:
+            log.debug('FreezeOut could not trace the batch, and will trace the first microbatch: %s', error)
+            return False
+        return True
+
+    def _set_up(self, state: State) -> None:
+        self._freezer = self._make_freezer(state, self._partition(state))
+        self._freezer.limit_stages(self._stage_limit())
+
     def _batch_start(self, state: State, logger: Logger) -> None:
-        if self._freezer is None:
-            # Here at the latest: now the model has had all its surgery, and there is a batch to trace it with.
-            self._freezer = self._make_freezer(state, self._partition(state))
-            self._freezer.limit_stages(self._stage_limit())
+        assert self._freezer is not None
         progress = _progress(state)
         if self._freezer.batch_start(progress, self._warmup):
             del self._frozen_at[self._freezer.units_frozen :]
@@ -222,12 +252,12 @@ class FreezeOut(Algorithm):
 
     def _partition(self, state: State) -> Partition:
         model = _unwrap(state.model)
+        batch = state.device.batch_to_device(state.batch)
 
         def forward() -> None:
             # Compiled forwards would hide the operators.
             with set_stance('force_eager'), get_precision_context(Precision(state.precision), state.precision_config):
-                outputs = model(state.batch)
-                model.loss(outputs, state.batch)
+                model.loss(model(batch), batch)
 
         partition = partition_model(model, trace_usage(model, forward), self.layers, self.granularity)
         problem = partition.describe_bad_cuts()
@@ -284,8 +314,9 @@ class FreezeOut(Algorithm):
         Raises:
             ValueError: If the checkpoint comes from other settings or from a model with other parameters.
         """
+        settings = state.get('settings') or {}
         for name, value in self._settings().items():
-            saved = state.get('settings', {}).get(name, value)
+            saved = settings.get(name, value)
             if saved != value:
                 raise ValueError(
                     f'the checkpoint was made with FreezeOut({name}={saved!r}), not {name}={value!r}; use the same '
@@ -294,23 +325,43 @@ class FreezeOut(Algorithm):
         if 'units' not in state:
             return
         assert self._state is not None, 'Composer runs INIT before it loads'
-        partition = Partition(
-            tuple(Unit(name, tuple(parameters), tuple(norms)) for name, parameters, norms in state['units']),
-            tuple(state['cuts']),
-        )
+        partition, frozen_at, units_removed = _read_saved(state)
         if self._freezer is None:
             expected = {name for name, p in _unwrap(self._state.model).named_parameters() if p.requires_grad}
+            modules = {name for name, _ in _unwrap(self._state.model).named_modules()}
             saved = {name for unit in partition.units for name in unit.parameters}
-            if expected != saved:
+            unknown = sorted(saved - expected) + [n for unit in partition.units for n in unit.norms if n not in modules]
+            if unknown or expected != saved:
                 raise ValueError(
                     "the checkpoint's FreezeOut units don't fit the model: parameters only in the checkpoint "
-                    f'{sorted(saved - expected)[:3]}, only in the model {sorted(expected - saved)[:3]}; build the same '
+                    f'{unknown[:3]}, only in the model {sorted(expected - saved)[:3]}; build the same '
                     'model, or use load_weights_only=True'
                 )
             self._freezer = self._make_freezer(self._state, partition)
-        self._frozen_at = list(state['frozen_at'])
-        self._freezer.groups.set_removed(state['units_removed'])
+        self._frozen_at = frozen_at
+        self._freezer.groups.set_removed(units_removed)
         self._freezer.freezer.set_frozen(len(self._frozen_at))
+
+
+def _read_saved(state: dict[str, Any]) -> tuple[Partition, list[int], int]:
+    """The partition, the batches at which units froze and the number of removed units, out of a checkpoint."""
+    try:
+        units = tuple(Unit(name, tuple(parameters), tuple(norms)) for name, parameters, norms in state['units'])
+        cuts, frozen_at, units_removed = tuple(state['cuts']), list(state['frozen_at']), state['units_removed']
+        parameters = [name for unit in units for name in unit.parameters]
+        damaged = not (
+            len(cuts) == len(units) + 1
+            and len(set(parameters)) == len(parameters)
+            and 0 <= units_removed <= len(frozen_at) < len(units)
+        )
+    except (KeyError, TypeError, ValueError):
+        damaged = True
+    if damaged:
+        raise ValueError(
+            "the checkpoint's FreezeOut units contradict themselves, so it is damaged; load another one, or use "
+            'load_weights_only=True to start a new schedule from its weights'
+        )
+    return Partition(units, cuts), frozen_at, units_removed
 
 
 def _unwrap(model: nn.Module) -> Any:

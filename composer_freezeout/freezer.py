@@ -21,7 +21,7 @@ from composer_freezeout.partition import (
 )
 from composer_freezeout.schedule import HowScale
 
-__all__ = ['LayerFreezer', 'apply_freezeout', 'check_settings']
+__all__ = ['LayerFreezer', 'apply_freezeout', 'check_settings', 'check_warmup']
 
 
 def check_settings(
@@ -128,11 +128,7 @@ class LayerFreezer:
         Raises:
             ValueError: If ``progress`` or ``warmup`` is out of range.
         """
-        if not 0 <= warmup < self.freeze_times[0]:
-            raise ValueError(
-                f'the warm-up must end before the first unit freezes, at progress {self.freeze_times[0]:.4g}, but it '
-                f'ends at {warmup:.4g}; shorten t_warmup or raise t_0'
-            )
+        check_warmup(warmup, self.freeze_times[0])
         count = schedule.units_frozen(progress, self.freeze_times, self.stages)
         if count < self.groups.units_removed:
             self.groups.set_removed(count)
@@ -162,6 +158,23 @@ class LayerFreezer:
                 zip(self.partition.units, self._sizes, self.freeze_times, strict=True)
             )
         ]
+
+
+def check_warmup(warmup: float, first_freeze: float) -> None:
+    """Checks that the warm-up is over before anything freezes.
+
+    Args:
+        warmup (float): Progress at which it ends, in ``[0, first_freeze)``.
+        first_freeze (float): Freeze time of the first unit, in ``(0, 1]``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0 <= warmup < first_freeze:
+        raise ValueError(
+            f'the warm-up must end before the first unit freezes, at progress {first_freeze:.4g}, but it ends at '
+            f'{warmup:.4g}; shorten t_warmup or raise t_0'
+        )
 
 
 def apply_freezeout(

@@ -38,6 +38,9 @@ class UnitGroups:
         initial_factors (Sequence[float]): Factor of each unit's learning rate at the start, in ``(0, ∞)``; fixes
             ``initial_lr``, by which schedulers and decoupled weight decay scale.
         schedulers (Iterable[LRScheduler]): Schedulers of this optimizer, kept aligned with its groups.
+
+    Raises:
+        ValueError: If the optimizer holds no parameter of the units, or has no learning rate per group.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class UnitGroups:
         initial_factors: Sequence[float],
         schedulers: Iterable[LRScheduler] = (),
     ) -> None:
+        _check_optimizer(optimizer, model, units)
         self.optimizer = optimizer
         self.units_removed = 0
         self._index = {unit.name: index for index, unit in enumerate(units)}
@@ -59,6 +63,18 @@ class UnitGroups:
         unit_of = {id(model.get_parameter(name)): unit.name for unit in units for name in unit.parameters}
         optimizer.param_groups[:] = _split(optimizer.param_groups, unit_of, units, initial_factors)
         self._align_schedulers()
+        self._share_groups()
+
+    def track_optimizer(self, optimizer: Optimizer) -> None:
+        """Follows an optimizer that has been wrapped around the one known so far, as sharpness-aware ones are.
+
+        Args:
+            optimizer (Optimizer): The outermost one.
+        """
+        if self.optimizer in _nested(optimizer)[1:]:
+            optimizer.param_groups = self.optimizer.param_groups
+            self.optimizer = optimizer
+            self._share_groups()
 
     def track_schedulers(self, schedulers: Iterable[LRScheduler]) -> None:
         """Keeps these schedulers, and no others, aligned with the groups from now on.
@@ -118,13 +134,34 @@ class UnitGroups:
         groups = self.optimizer.param_groups
         for group in [g for g in groups if self._position(g) < count]:
             for parameter in group['params']:
-                self.optimizer.state.pop(parameter, None)
+                for optimizer in _nested(self.optimizer):
+                    optimizer.state.pop(parameter, None)
         everything = groups + self._removed
         self._removed = [group for group in everything if self._position(group) < count]
         groups[:] = sorted((g for g in everything if self._position(g) >= count), key=self._position, reverse=True)
         self.units_removed = count
         self._align_schedulers()
         return True
+
+    def forget_wrappers(self, count: int) -> None:
+        """Drops what an optimizer around the base optimizer remembers of the first ``count`` units.
+
+        A sharpness-aware optimizer takes back its last excursion even where there was no new one.
+
+        Args:
+            count (int): In ``[0, len(units))``.
+        """
+        wrappers = _nested(self.optimizer)[:-1]
+        for group in self.optimizer.param_groups if wrappers else ():
+            if self._position(group) < count:
+                for parameter in group['params']:
+                    for wrapper in wrappers:
+                        wrapper.state.pop(parameter, None)
+
+    def _share_groups(self) -> None:
+        # A wrapper copies the list of groups; only one list can be kept up to date.
+        for inner in _nested(self.optimizer)[1:]:
+            inner.param_groups = self.optimizer.param_groups
 
     def _position(self, group: Mapping[str, Any]) -> int:
         return self._index.get(group[UNIT], len(self._index))
@@ -137,6 +174,28 @@ class UnitGroups:
                     setattr(scheduler, attribute, [group['initial_lr'] for group in groups])
                 else:
                     setattr(scheduler, attribute, [by_origin[group[_ORIGIN]] for group in groups])
+
+
+def _nested(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer and those that it wraps, outermost first."""
+    chain = [optimizer]
+    while isinstance(inner := getattr(chain[-1], 'base_optimizer', None), Optimizer):
+        chain.append(inner)
+    return chain
+
+
+def _check_optimizer(optimizer: Optimizer, model: nn.Module, units: Sequence[Unit]) -> None:
+    if any(isinstance(o, torch.optim.LBFGS) for o in _nested(optimizer)):
+        raise ValueError(
+            'LBFGS has one learning rate for all parameters and would go on moving frozen ones; use an optimizer with '
+            'param groups, such as SGD or AdamW'
+        )
+    listed = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
+    if not any(id(model.get_parameter(name)) in listed for unit in units for name in unit.parameters):
+        raise ValueError(
+            "the optimizer holds none of the model's trainable parameters; make it from the `model.parameters()` of"
+            ' the model to train'
+        )
 
 
 def _split(

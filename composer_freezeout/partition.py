@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 __all__ = ['Granularity', 'Partition', 'Unit', 'Usage', 'check_layers', 'partition_model', 'trace_usage']
@@ -90,9 +90,14 @@ class _UsageTracer(TorchDispatchMode):
         self.operator = 0
         self.first: dict[str, int] = {}
         self.last: dict[str, int] = {}
-        self._names: dict[StorageWeakRef, list[str]] = defaultdict(list)
+        self._names: dict[StorageWeakRef, set[str]] = defaultdict(set)
+        self.watch(tensors)
+
+    def watch(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Looks out for these tensors, too, but not for shards: operators read what they are gathered to."""
         for name, tensor in tensors.items():
-            self._names[StorageWeakRef(tensor.untyped_storage())].append(name)
+            if not is_traceable_wrapper_subclass(tensor):
+                self._names[StorageWeakRef(tensor.untyped_storage())].add(name)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -136,19 +141,20 @@ def trace_usage(model: nn.Module, forward: Callable[[], object]) -> dict[str, Us
         if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
             raise ValueError(f'{name} is not initialized; run one forward pass through the lazy modules first')
     tracer = _UsageTracer(tensors)
-    owners = _owners(model)
+    owners, first_names = _owners(model), _first_names(model)
     entered: dict[str, int] = {}
 
-    def enter(module_name: str) -> Callable[..., None]:
+    def enter(module_name: str, module: nn.Module) -> Callable[..., None]:
         def hook(*_: object) -> None:
             entered[module_name] = tracer.operator
+            # Sharded parameters have been gathered by now, and other tensors stand in their place.
+            tracer.watch({first_names[_join(module_name, name)]: tensor for name, tensor in _tensors(module)})
 
         return hook
 
     with contextlib.ExitStack() as stack:
-        for module_name in {name for names in owners.values() for name in names}:
-            hook = model.get_submodule(module_name).register_forward_pre_hook(enter(module_name))
-            stack.callback(hook.remove)
+        for module_name, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(enter(module_name, module)).remove)
         stack.enter_context(_evaluation_mode(model))
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(tensors.values())))
         stack.enter_context(torch.no_grad())
@@ -205,6 +211,11 @@ def partition_model(
         units = _units_by_pattern(home, norms, layers)
     else:
         assert usage is not None
+        if not any(name in usage for name in parameters):
+            raise ValueError(
+                'the forward pass reads none of the trainable parameters, so the order of the units is unknown; run '
+                'the model itself in it, or give `layers`'
+            )
         units = _units_in_order(model, home, norms, _positions(model, usage), granularity)
     return Partition(tuple(units), _cuts(units, usage))
 
@@ -216,10 +227,11 @@ def check_layers(layers: Sequence[str]) -> None:
         layers (Sequence[str]): The expressions.
 
     Raises:
-        TypeError: If it is a single string or holds something else than strings.
+        TypeError: If it isn't a list or tuple of strings.
         ValueError: If it is empty or an expression doesn't compile.
     """
-    if isinstance(layers, str) or not all(isinstance(pattern, str) for pattern in layers):
+    # The order counts, so a set won't do, and neither will what can be read only once.
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or not all(isinstance(p, str) for p in layers):
         raise TypeError(f'layers must be a list of regular expressions, got {layers!r}')
     if not layers:
         raise ValueError(
@@ -283,7 +295,8 @@ def _units_in_order(
 
     def display_name(name: str) -> str:
         # What a module around other layers holds itself (a class token, say) goes by the parameter's own name.
-        around_others = name not in blocks and any(True for _ in model.get_submodule(name).children())
+        children = {child for child, _ in model.get_submodule(name).named_children()} - {'parametrizations'}
+        around_others = not name or (name not in blocks and bool(children))
         return by_module[name][0] if around_others and by_module[name] else name
 
     units = [
@@ -362,17 +375,29 @@ def _cuts(units: Sequence[Unit], usage: Mapping[str, Usage] | None) -> tuple[int
 # --- what the model holds
 
 
+def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by name, tied ones under each of their names."""
+    yield from module.named_parameters(recurse=recurse, remove_duplicate=False)
+    yield from module.named_buffers(recurse=recurse, remove_duplicate=False)
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """The name under which each tensor is registered first, by every name that it has."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in _tensors(model)}
+
+
 def _owners(model: nn.Module) -> dict[str, list[str]]:
     """Names of the modules that directly hold each tensor, by the tensor's first name; several where it is tied."""
-    first_name = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     owners: dict[str, list[str]] = defaultdict(list)
-    for module_name, module in model.named_modules():
-        for _, tensor in (
-            *module.named_parameters(recurse=False, remove_duplicate=False),
-            *module.named_buffers(recurse=False, remove_duplicate=False),
-        ):
-            owners[first_name[id(tensor)]].append(module_name)
+    for name, first_name in _first_names(model).items():
+        # A parametrised tensor is held inside of the module that uses what is made from it.
+        owners[first_name].append(re.sub(r'(^|\.)parametrizations\..*', '', name.rpartition('.')[0]))
     return owners
+
+
+def _join(*names: str) -> str:
+    return '.'.join(filter(None, names))
 
 
 def _positions(model: nn.Module, usage: Mapping[str, Usage]) -> dict[str, int]:
@@ -380,8 +405,8 @@ def _positions(model: nn.Module, usage: Mapping[str, Usage]) -> dict[str, int]:
     positions: dict[str, int] = {}
     previous = -1
     for module_name, module in model.named_modules():
-        for local_name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            name = f'{module_name}.{local_name}'.lstrip('.')
+        for local_name, _ in _tensors(module, recurse=False):
+            name = _join(module_name, local_name)
             if name in usage:
                 previous = usage[name].last
             positions[name] = previous
@@ -418,7 +443,7 @@ def _is_norm(module: nn.Module) -> bool:
 def _blocks(module: nn.Module, prefix: str = '', in_container: bool = False) -> Iterator[str]:
     """Names of the outermost modules that a container holds and that have modules with parameters inside."""
     for name, child in module.named_children():
-        path = f'{prefix}.{name}'.lstrip('.')
+        path = _join(prefix, name)
         if (
             in_container
             and not _is_container(child)

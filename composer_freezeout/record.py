@@ -16,7 +16,7 @@ import psutil
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
-from composer.utils import dist
+from composer.utils import dist, map_collection
 from torch.optim import Optimizer
 
 from composer_freezeout.algorithm import FreezeOut
@@ -86,6 +86,7 @@ class Recorder(Callback):
         self.units: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
         self.resumed_at: list[int] = []
+        self.example: Any = None
         self._trace: list[tuple[int, dict[str, float]]] = []
         self._last_point: tuple[int, dict[str, float]] | None = None
         self._stride = 1
@@ -135,6 +136,11 @@ class Recorder(Callback):
         self.data_wait.cancel()
 
     # Measurements
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Keeps two samples of the first batch, for what is computed after training."""
+        if self.example is None:
+            self.example = map_collection(state.batch, lambda tensor: tensor[:2].cpu())
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Reads the live optimizer, after its step and before any scheduler's."""

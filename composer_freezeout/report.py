@@ -78,7 +78,7 @@ def comparison_table(rows: Sequence[Result], title: str) -> Table:
     """
     table = Table(title=escape(title), title_justify='left', title_style='bold')
     table.add_column('arm', no_wrap=True)
-    for heading in ('accuracy', 'training seconds', 'saved, measured', 'saved, predicted (FLOPs)'):
+    for heading in ('accuracy', 'training\nseconds', 'saved\n(measured)', 'saved\n(predicted\nfrom FLOPs)'):
         table.add_column(heading, justify='right')
     for row in rows:
         table.add_row(

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('file', help='the YAML file')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='values that replace those of the file')
     arguments = parser.parse_args(argv)
-    command = shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)])
+    command = _command(sys.argv[1:] if argv is None else argv)
     try:
         config = load(arguments.file, arguments.overrides)
         _check_output(config)
@@ -67,6 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     _fit(run, config, {'config_file': arguments.file, 'command': command})
     return 0
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What to type to do the same again."""
+    world_size = os.environ.get('WORLD_SIZE', '1')
+    ranks = [] if world_size == '1' else ['-n', world_size]
+    script = ['run'] if Path(sys.argv[0]).name == 'run' else ['-m', 'composer_freezeout.run']
+    return shlex.join(['composer', *ranks, *script, *arguments])
 
 
 def _rank() -> int:
@@ -136,6 +144,7 @@ def _fit(run: 'Run', config: RunConfig, origin: Mapping[str, Any]) -> None:
         run.trainer.close()
     if _rank() != 0:
         return
+    results['predicted_saving'] = _predicted_saving(run, config)
     results['effective'] |= {
         'global_batch_size': config.train_data.batch_size,
         'train_samples': run.train_samples,
@@ -153,6 +162,18 @@ def _fit(run: 'Run', config: RunConfig, origin: Mapping[str, Any]) -> None:
         **environment(),
     }
     write_json(folder / RECORD, record)
+
+
+def _predicted_saving(run: 'Run', config: RunConfig) -> float | None:
+    """From FLOPs; None if nothing was trained this time, or there is more than one kind of freezing."""
+    from composer_freezeout.models import build_model
+    from composer_freezeout.predict import predict_saving
+
+    state = run.trainer.state
+    if run.recorder.example is None or state.dataloader_len is None:
+        return None
+    epochs = max(1, round(state.timestamp.batch.value / state.dataloader_len.value))
+    return predict_saving(build_model(config.model), run.recorder.example, state.algorithms, epochs)
 
 
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:

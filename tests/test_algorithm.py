@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 from composer import Callback, Event, Trainer
-from composer.core import State
+from composer.core import DataSpec, State
 from composer.loggers import InMemoryLogger, Logger
 from composer.models import ComposerClassifier
 from composer.optim import (
@@ -60,8 +60,6 @@ def test_learning_rates_at_every_step(how_scale, scale_lr, t_0, duration):
 def test_tokens_count_as_progress():
     model = classifier()
     loader = images()
-    from composer.core import DataSpec
-
     trace = StepTrace()
     spec = DataSpec(loader, get_num_tokens_in_batch=lambda batch: 10 * len(batch[0]))
     trainer(model, [FreezeOut(0.5)], callbacks=[trace], train_dataloader=spec, max_duration='240tok').fit()
@@ -624,3 +622,42 @@ def test_the_dataloader_may_come_with_fit():
 
 def test_chain_is_the_network_the_tests_think_it_is():
     assert [name for name, _ in chain().named_children()][:3] == ['conv1', 'bn1', 'relu1']
+
+
+def test_a_batch_that_is_only_ready_as_a_microbatch():
+    """Pixels are scaled per microbatch: the batch at BATCH_START is of a type that the model can't take."""
+    loader = images()
+    loader.dataset.tensors = (loader.dataset.tensors[0].mul(10).to(torch.uint8), loader.dataset.tensors[1])
+    spec = DataSpec(loader, microbatch_transforms=lambda batch: (batch[0] / 10, batch[1]))
+    model, trace, freezeout = classifier(), StepTrace(), FreezeOut(0.5)
+    trainer(model, [freezeout], callbacks=[trace], train_dataloader=spec, device_train_microbatch_size=2).fit()
+    assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [2, 5, 10, None]
+    for batch, rates in enumerate(trace.steps[1:], start=1):
+        expected = expected_lr(batch / 16, 0, 0.5, 'cubic', True)
+        assert (rates[FIRST[0]] or 0.0) == pytest.approx(expected, rel=1e-12, abs=1e-16)
+
+
+@pytest.mark.parametrize(
+    ('freezeout', 'message'),
+    [
+        (FreezeOut(layers=['nothing', 'module']), "'nothing' matches no module"),
+        (FreezeOut(t_warmup='3ep'), 'must end before the first unit freezes'),
+        (FreezeOut(t_warmup='8sp'), 'cannot be compared'),
+    ],
+)
+def test_what_can_be_told_early_is_told_by_the_trainer(freezeout, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(classifier(), [freezeout])
+
+
+def test_errors_of_the_model_itself_are_raised():
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError('broken by design')
+
+    with pytest.raises(RuntimeError, match='broken by design'):
+        trainer(classifier(Broken()), [FreezeOut()]).fit()
