@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# The networks here are small: more threads wait for each other more than they compute.
+export OMP_NUM_THREADS ?= 2
+
 .PHONY: help install quickstart test test-all lint typecheck format clean
 
 help:

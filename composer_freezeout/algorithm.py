@@ -2,11 +2,13 @@
 
 import inspect
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from composer.algorithms import SWA, LayerFreezing
 from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit, get_precision_context
+from composer.core.data_spec import default_split_batch
 from composer.loggers import Logger
 from composer.optim import ConstantScheduler
 from torch import nn
@@ -16,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout import schedule
 from composer_freezeout.compilation import DEFAULT_STAGES, compile_seconds, forget_compiled, is_compiled
-from composer_freezeout.distributed import restart_ddp
+from composer_freezeout.distributed import agree_on_buffers, reshard, restart_ddp
 from composer_freezeout.freezer import LayerFreezer, check_settings, check_warmup
 from composer_freezeout.freezing import BatchNormMode
 from composer_freezeout.partition import (
@@ -31,6 +33,8 @@ from composer_freezeout.schedule import HowScale
 __all__ = ['FreezeOut']
 
 log = logging.getLogger(__name__)
+
+_ADOPT = "load_ignore_keys=['state/algorithms']"
 
 
 class FreezeOut(Algorithm):
@@ -119,6 +123,7 @@ class FreezeOut(Algorithm):
         self._frozen_at: list[int] = []
         self._warmup = 0.0
         self._compiled = False
+        self._loaded: tuple[Partition, list[int], int] | None = None
 
     def __repr__(self) -> str:
         arguments = {**self._settings(), 't_warmup': None if self.t_warmup is None else self.t_warmup.to_timestring()}
@@ -145,10 +150,12 @@ class FreezeOut(Algorithm):
             # Kept for `load_state_dict`, which is not given it.
             self._state = state
         elif event == Event.AFTER_LOAD:
+            self._restore(state)
             self._check_early(state)
         elif event == Event.FIT_START:
             self._fit_start(state)
         elif event == Event.BATCH_START:
+            self._restore(state)
             if self._freezer is not None or self._try_set_up(state):
                 self._batch_start(state, logger)
         elif event == Event.BEFORE_FORWARD and self._freezer is None:
@@ -199,6 +206,7 @@ class FreezeOut(Algorithm):
             )
         self._warmup = 0.0 if self.t_warmup is None else _as_progress(self.t_warmup, state)
         self._compiled = is_compiled(state.model)
+        self._restore(state)
         if self._freezer is not None:
             self._freezer.groups.track_optimizer(state.optimizers[0])
             self._freezer.groups.track_schedulers(state.schedulers)
@@ -231,13 +239,12 @@ class FreezeOut(Algorithm):
         assert self._freezer is not None
         progress = _progress(state)
         if self._freezer.batch_start(progress, self._warmup):
-            del self._frozen_at[self._freezer.units_frozen :]
-            newly_frozen = self._freezer.units_frozen - len(self._frozen_at)
-            self._frozen_at += [int(state.timestamp.batch)] * newly_frozen
-            if isinstance(state.model, DistributedDataParallel):
-                restart_ddp(state.model)
-            if self._compiled:
-                forget_compiled()
+            before, now = len(self._frozen_at), self._freezer.units_frozen
+            del self._frozen_at[now:]
+            self._frozen_at += [int(state.timestamp.batch)] * (now - len(self._frozen_at))
+            names = ', '.join(unit.name for unit in self._freezer.partition.units[min(before, now) : max(before, now)])
+            log.info('FreezeOut %s %s at progress %.4f', 'froze' if now > before else 'thawed', names, progress)
+            self._follow(state)
         logger.log_metrics(
             {
                 **({'freezeout/compile_seconds': compile_seconds()} if self._compiled else {}),
@@ -252,14 +259,16 @@ class FreezeOut(Algorithm):
 
     def _partition(self, state: State) -> Partition:
         model = _unwrap(state.model)
-        batch = state.device.batch_to_device(state.batch)
+        batch = state.device.batch_to_device(_microbatch(state))
 
         def forward() -> None:
             # Compiled forwards would hide the operators.
             with set_stance('force_eager'), get_precision_context(Precision(state.precision), state.precision_config):
                 model.loss(model(batch), batch)
 
-        partition = partition_model(model, trace_usage(model, forward), self.layers, self.granularity)
+        usage = trace_usage(model, forward)
+        reshard(model)
+        partition = partition_model(model, usage, self.layers, self.granularity)
         problem = partition.describe_bad_cuts()
         if problem is not None:
             log.warning('FreezeOut: %s.', problem)
@@ -297,6 +306,8 @@ class FreezeOut(Algorithm):
         """The settings, the partition, and what has been frozen and removed."""
         state_dict: dict[str, Any] = {**super().state_dict(), 'settings': self._settings()}
         if self._freezer is not None:
+            # Composer has asked for the optimizer's state before this, which joins its groups.
+            self._freezer.groups.split()
             partition = self._freezer.partition
             state_dict |= {
                 'units': [[unit.name, list(unit.parameters), list(unit.norms)] for unit in partition.units],
@@ -307,12 +318,10 @@ class FreezeOut(Algorithm):
         return state_dict
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Brings the model and the optimizer into the shape that the checkpoint was saved in.
-
-        Composer loads algorithms before optimizers, so that the optimizer's state meets the groups that it belongs to.
+        """Takes in what the checkpoint says; it is carried out once the optimizer's state has been loaded, too.
 
         Raises:
-            ValueError: If the checkpoint comes from other settings or from a model with other parameters.
+            ValueError: If the checkpoint comes from other settings, or is damaged.
         """
         settings = state.get('settings') or {}
         for name, value in self._settings().items():
@@ -320,27 +329,70 @@ class FreezeOut(Algorithm):
             if saved != value:
                 raise ValueError(
                     f'the checkpoint was made with FreezeOut({name}={saved!r}), not {name}={value!r}; use the same '
-                    'value, or load_weights_only=True to start a new schedule from its weights'
+                    f'value, or adopt the new one with {_ADOPT}'
                 )
-        if 'units' not in state:
+        if 'units' in state:
+            self._loaded = _read_saved(state)
+            if self._freezer is None and self._state is not None:
+                # Before Composer tries to fit the optimizer's state to another model.
+                _check_fit(self._loaded[0], _unwrap(self._state.model))
+        if self._freezer is not None:
+            # The checkpoint has the shape of the original groups.
+            self._freezer.groups.join()
+
+    def _restore(self, state: State) -> None:
+        """Freezes what was frozen, and removes what was removed, when the checkpoint was made."""
+        if self._loaded is None:
             return
-        assert self._state is not None, 'Composer runs INIT before it loads'
-        partition, frozen_at, units_removed = _read_saved(state)
+        (partition, frozen_at, units_removed), self._loaded = self._loaded, None
         if self._freezer is None:
-            expected = {name for name, p in _unwrap(self._state.model).named_parameters() if p.requires_grad}
-            modules = {name for name, _ in _unwrap(self._state.model).named_modules()}
-            saved = {name for unit in partition.units for name in unit.parameters}
-            unknown = sorted(saved - expected) + [n for unit in partition.units for n in unit.norms if n not in modules]
-            if unknown or expected != saved:
-                raise ValueError(
-                    "the checkpoint's FreezeOut units don't fit the model: parameters only in the checkpoint "
-                    f'{unknown[:3]}, only in the model {sorted(expected - saved)[:3]}; build the same '
-                    'model, or use load_weights_only=True'
-                )
-            self._freezer = self._make_freezer(self._state, partition)
+            _check_fit(partition, _unwrap(state.model))
+            self._freezer = self._make_freezer(state, partition)
+        elif partition != self._freezer.partition:
+            raise ValueError(
+                "the checkpoint's FreezeOut units are not those of this run; load it into a new Trainer, or adopt the "
+                f"run's units with {_ADOPT}"
+            )
         self._frozen_at = frozen_at
         self._freezer.groups.set_removed(units_removed)
-        self._freezer.freezer.set_frozen(len(self._frozen_at))
+        self._freezer.groups.split()
+        if self._freezer.freezer.set_frozen(len(frozen_at)):
+            self._follow(state)
+
+    def _follow(self, state: State) -> None:
+        """Lets what surrounds the model know that other parameters are trainable now."""
+        assert self._freezer is not None
+        agree_on_buffers(self._freezer.freezer.frozen_norms)
+        if isinstance(state.model, DistributedDataParallel):
+            restart_ddp(state.model)
+        if self._compiled:
+            forget_compiled()
+
+
+def _check_fit(partition: Partition, model: nn.Module) -> None:
+    parameters = {name for name, p in model.named_parameters() if p.requires_grad}
+    modules = {name for name, _ in model.named_modules()}
+    saved = {name for unit in partition.units for name in unit.parameters}
+    unknown = sorted(saved - parameters) + [n for unit in partition.units for n in unit.norms if n not in modules]
+    if unknown or parameters != saved:
+        raise ValueError(
+            "the checkpoint's FreezeOut units don't fit the model: parameters only in the checkpoint "
+            f'{unknown[:3]}, only in the model {sorted(parameters - saved)[:3]}; build the same model, or use '
+            'load_weights_only=True'
+        )
+
+
+def _microbatch(state: State) -> Any:
+    """What training handles at once of the batch; memory may have no room for more."""
+    size = 1 if state.auto_microbatching else state.device_train_microbatch_size
+    if size is None or size == getattr(state.dataloader, 'batch_size', None):
+        return state.batch
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # a last batch may be smaller
+            return default_split_batch(state.batch, size)[0]
+    except (NotImplementedError, ValueError):  # of a kind that only the user's own DataSpec can split
+        return state.batch
 
 
 def _read_saved(state: dict[str, Any]) -> tuple[Partition, list[int], int]:
@@ -349,19 +401,18 @@ def _read_saved(state: dict[str, Any]) -> tuple[Partition, list[int], int]:
         units = tuple(Unit(name, tuple(parameters), tuple(norms)) for name, parameters, norms in state['units'])
         cuts, frozen_at, units_removed = tuple(state['cuts']), list(state['frozen_at']), state['units_removed']
         parameters = [name for unit in units for name in unit.parameters]
-        damaged = not (
+        if (
             len(cuts) == len(units) + 1
             and len(set(parameters)) == len(parameters)
             and 0 <= units_removed <= len(frozen_at) < len(units)
-        )
+        ):
+            return Partition(units, cuts), frozen_at, units_removed
     except (KeyError, TypeError, ValueError):
-        damaged = True
-    if damaged:
-        raise ValueError(
-            "the checkpoint's FreezeOut units contradict themselves, so it is damaged; load another one, or use "
-            'load_weights_only=True to start a new schedule from its weights'
-        )
-    return Partition(units, cuts), frozen_at, units_removed
+        pass
+    raise ValueError(
+        "the checkpoint's FreezeOut units contradict themselves, so it is damaged; load another one, or use "
+        'load_weights_only=True to start a new schedule from its weights'
+    )
 
 
 def _unwrap(model: nn.Module) -> Any:

@@ -1,10 +1,39 @@
-"""Keeps DistributedDataParallel in step with what is frozen."""
+"""Keeps data-parallel wrappers in step with what is frozen."""
 
+from collections.abc import Iterable
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['restart_ddp']
+__all__ = ['agree_on_buffers', 'reshard', 'restart_ddp']
 
 _MIB = 1024 * 1024
+
+
+def agree_on_buffers(modules: Iterable[nn.Module]) -> None:
+    """Gives every rank the first one's buffers, as a checkpoint does.
+
+    Ranks keep statistics of their own under FSDP, which matters once a frozen layer normalises by them.
+
+    Args:
+        modules (Iterable[nn.Module]): The same modules, in the same order, on every rank.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in (buffer for module in modules for buffer in module.buffers(recurse=False)):
+            dist.broadcast(buffer, src=0)
+
+
+def reshard(model: nn.Module) -> None:
+    """Puts the shards back in the place of gathered parameters, which a forward pass without a backward leaves there.
+
+    Args:
+        model (nn.Module): A model; nothing happens to what FSDP2 doesn't shard.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def restart_ddp(model: DistributedDataParallel) -> None:

@@ -25,8 +25,7 @@ def check_batchnorm(batchnorm: str) -> None:
 class UnitFreezer:
     """Freezes and thaws the leading units of a model, in place.
 
-    Modules and parameters are looked up by name each time, so that wrappers which replace the parameter objects are
-    fine.
+    Parameters are looked up once: a sharded model shows others in their place while they are gathered.
 
     Args:
         model (nn.Module): The model, without a data-parallel wrapper.
@@ -34,6 +33,10 @@ class UnitFreezer:
         batchnorm (str): What a frozen normalisation layer with running statistics does in training: ``'eval'``
             normalises by the running statistics, ``'batch'`` by those of the batch without updating the running ones,
             ``'update'`` goes on as if it were not frozen.
+
+    Attributes:
+        units_frozen (int): How many units are frozen, in ``[0, len(units)]``.
+        frozen_norms (list[nn.Module]): Layers whose running statistics stand still.
 
     Raises:
         ValueError: If ``batchnorm`` is unknown, or ``'batch'`` for a layer that does not have that meaning.
@@ -45,7 +48,8 @@ class UnitFreezer:
         self.units = tuple(units)
         self.batchnorm = batchnorm
         self.units_frozen = 0
-        self._frozen_norms: list[Any] = []
+        self._parameters = {name: model.get_parameter(name) for unit in units for name in unit.parameters}
+        self.frozen_norms: list[Any] = []
         if batchnorm == 'batch':
             for name in (norm for unit in units for norm in unit.norms):
                 if not isinstance(model.get_submodule(name), nn.modules.batchnorm._BatchNorm):
@@ -68,14 +72,14 @@ class UnitFreezer:
         self._release_norms()
         for unit in self.units[min(count, self.units_frozen) : max(count, self.units_frozen)]:
             for name in unit.parameters:
-                parameter = self.model.get_parameter(name)
+                parameter = self._parameters[name]
                 parameter.requires_grad_(count < self.units_frozen)
                 # A gradient left behind would be clipped, averaged and applied with the others.
                 parameter.grad = None
         self.units_frozen = count
         if self.batchnorm != 'update':
             names = (norm for unit in self.units[:count] for norm in unit.norms)
-            self._frozen_norms = [self.model.get_submodule(name) for name in names]
+            self.frozen_norms = [self.model.get_submodule(name) for name in names]
         self.hold_norms()
         return True
 
@@ -85,11 +89,11 @@ class UnitFreezer:
         To be called before every forward pass in training, as ``model.train()`` undoes it.
         """
         if self.batchnorm == 'eval':
-            for norm in self._frozen_norms:
+            for norm in self.frozen_norms:
                 if norm.training:
                     norm.eval()
         else:
-            for norm in self._frozen_norms:
+            for norm in self.frozen_norms:
                 # In training mode this means batch statistics and no update; evaluation still uses the running ones.
                 norm.track_running_stats = False
 
@@ -98,9 +102,9 @@ class UnitFreezer:
         self._release_norms()
 
     def _release_norms(self) -> None:
-        for norm in self._frozen_norms:
+        for norm in self.frozen_norms:
             if self.batchnorm == 'eval':
                 norm.train(self.model.training)
             else:
                 norm.track_running_stats = True
-        self._frozen_norms = []
+        self.frozen_norms = []

@@ -4,6 +4,7 @@ The groups stand with the deepest unit first. Learning-rate schedulers address g
 first unit first, must leave from the end of the list.
 """
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,12 @@ from composer_freezeout.partition import Unit
 
 __all__ = ['BASE_LR', 'UNIT', 'UnitGroups']
 
-# Keys of a param group. They travel with the optimizer's state dict.
+# Keys of a param group while it is split.
 UNIT = 'freezeout_unit'
 BASE_LR = 'freezeout_base_lr'
 _ORIGIN = 'freezeout_origin'  # index of the group that it was split from
+_NOT_SHARED = frozenset({'params', 'lr', 'initial_lr', UNIT, BASE_LR, _ORIGIN})
+_OWNER = '_freezeout_groups'  # attribute of an optimizer that is split
 
 # What torch's schedulers keep per param group, by position.
 _PER_GROUP = ('base_lrs', 'lr_lambdas', '_last_lr', 'max_lrs', 'min_lrs', 'base_momentums', 'max_momentums')
@@ -30,6 +33,9 @@ class UnitGroups:
 
     Groups keep the hyperparameters of the group they come from. Parameters that no unit owns stay in a group of their
     own, in front, and are never removed.
+
+    Whoever asks for the optimizer's state dict gets it in the shape of the original groups, with a fresh state for
+    parameters that have been removed: a checkpoint can be loaded whatever has been frozen, and without FreezeOut, too.
 
     Args:
         optimizer (Optimizer): The optimizer. The object stays the same; so do its state and its hyperparameters.
@@ -51,19 +57,72 @@ class UnitGroups:
         initial_factors: Sequence[float],
         schedulers: Iterable[LRScheduler] = (),
     ) -> None:
+        if isinstance(previous := getattr(optimizer, _OWNER, None), UnitGroups):
+            previous.detach()
         _check_optimizer(optimizer, model, units)
         self.optimizer = optimizer
         self.units_removed = 0
+        self._units = tuple(units)
         self._index = {unit.name: index for index, unit in enumerate(units)}
-        self._removed: list[dict[str, Any]] = []
+        self._unit_of = {id(model.get_parameter(name)): unit.name for unit in units for name in unit.parameters}
+        self._initial_factors = tuple(initial_factors)
+        self._factors: Sequence[float] = self._initial_factors
+        self._original: list[dict[str, Any]] = []
+        self._resting: list[dict[str, Any]] = []  # the split groups, while they are joined
+        self._is_split = False
         self._schedulers: list[tuple[LRScheduler, dict[str, dict[int, Any]]]] = []
-        for position, group in enumerate(optimizer.param_groups):
-            group[_ORIGIN] = position
         self.track_schedulers(schedulers)
-        unit_of = {id(model.get_parameter(name)): unit.name for unit in units for name in unit.parameters}
-        optimizer.param_groups[:] = _split(optimizer.param_groups, unit_of, units, initial_factors)
-        self._align_schedulers()
-        self._share_groups()
+        self._hooks = [
+            optimizer.register_state_dict_pre_hook(lambda *_: self.join(with_state=True)),
+            # Nobody may step with the groups joined: they have one learning rate for all units.
+            optimizer.register_step_pre_hook(lambda *_: self.split()),
+        ]
+        setattr(optimizer, _OWNER, self)
+        self.split()
+
+    def split(self) -> None:
+        """Gives each unit its own groups, without those of removed units. Does nothing where it is so already."""
+        if self._is_split:
+            return
+        if self._resting and all(map(operator.is_, self.optimizer.param_groups, self._original)):
+            self._is_split = True
+            self._drop_removed_state(self._original)
+            self._set_groups(self._resting)
+            return
+        self._original = [dict(group) for group in self.optimizer.param_groups]
+        groups = _split(self._original, self._unit_of, self._units, self._initial_factors)
+        self._is_split = True
+        self._drop_removed_state(groups)
+        self._set_groups([group for group in groups if self._position(group) >= self.units_removed])
+        self.set_learning_rates(self._factors)
+
+    def join(self, with_state: bool = False) -> None:
+        """Puts the original groups back, removed units included, until the next :meth:`split`.
+
+        Args:
+            with_state (bool): Whether removed parameters get a state of zeros, as if they had not been stepped yet.
+        """
+        if not self._is_split:
+            return
+        # Hyperparameters may have changed on the way, all but the learning rate, which is ours.
+        for group in self.optimizer.param_groups:
+            kept = {key: value for key, value in group.items() if key not in _NOT_SHARED}
+            self._original[group[_ORIGIN]].update(kept)
+        self._is_split = False
+        self._resting = list(self.optimizer.param_groups)
+        self._set_groups(self._original)
+        state = self.optimizer.state
+        template = next(((parameter, of_it) for parameter, of_it in state.items() if of_it), None)
+        if with_state and template is not None:
+            for parameter in self._removed_parameters(self._original):
+                state[parameter] = _zero_state(parameter, *template)
+
+    def detach(self) -> None:
+        """Gives the optimizer back as it was, with its current state."""
+        self.join()
+        for hook in self._hooks:
+            hook.remove()
+        delattr(self.optimizer, _OWNER)
 
     def track_optimizer(self, optimizer: Optimizer) -> None:
         """Follows an optimizer that has been wrapped around the one known so far, as sharpness-aware ones are.
@@ -83,16 +142,12 @@ class UnitGroups:
             schedulers (Iterable[LRScheduler]): Schedulers made for the optimizer's groups as they are now.
         """
         known = {id(scheduler): lists for scheduler, lists in self._schedulers}
-        origins = [group[_ORIGIN] for group in self.optimizer.param_groups]
-        self._schedulers = [
-            (
-                s,
-                known[id(s)]
-                if id(s) in known
-                else {k: dict(zip(origins, v, strict=True)) for k, v in _lists(s).items()},
-            )
-            for s in _flatten(schedulers)
-        ]
+        origins = [group.get(_ORIGIN, index) for index, group in enumerate(self.optimizer.param_groups)]
+
+        def by_origin(scheduler: LRScheduler) -> dict[str, dict[int, Any]]:
+            return {name: dict(zip(origins, values, strict=True)) for name, values in _lists(scheduler).items()}
+
+        self._schedulers = [(s, known[id(s)] if id(s) in known else by_origin(s)) for s in _flatten(schedulers)]
 
     def set_learning_rates(self, factors: Sequence[float]) -> None:
         """Sets the learning rate of every group.
@@ -101,6 +156,8 @@ class UnitGroups:
             factors (Sequence[float]): Factor of each unit, in ``[0, ∞)``, times the group's base learning rate.
                 Parameters outside of the units get the last unit's.
         """
+        self._factors = factors
+        self.split()
         for group in self.optimizer.param_groups:
             lr = group[BASE_LR] * factors[self._index.get(group[UNIT], -1)]
             if isinstance(group['lr'], torch.Tensor):
@@ -110,6 +167,7 @@ class UnitGroups:
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of each unit in the optimizer; by ``unit/group<j>`` where its groups have different ones."""
+        self.split()
         rates: dict[str, dict[int, float]] = {}
         for group in reversed(self.optimizer.param_groups):
             if group[UNIT] is not None:
@@ -131,16 +189,10 @@ class UnitGroups:
         """
         if count == self.units_removed:
             return False
-        groups = self.optimizer.param_groups
-        for group in [g for g in groups if self._position(g) < count]:
-            for parameter in group['params']:
-                for optimizer in _nested(self.optimizer):
-                    optimizer.state.pop(parameter, None)
-        everything = groups + self._removed
-        self._removed = [group for group in everything if self._position(group) < count]
-        groups[:] = sorted((g for g in everything if self._position(g) >= count), key=self._position, reverse=True)
+        self.join()
+        self._resting = []
         self.units_removed = count
-        self._align_schedulers()
+        self.split()
         return True
 
     def forget_wrappers(self, count: int) -> None:
@@ -163,17 +215,39 @@ class UnitGroups:
         for inner in _nested(self.optimizer)[1:]:
             inner.param_groups = self.optimizer.param_groups
 
+    def _removed_parameters(self, groups: Iterable[Mapping[str, Any]]) -> list[nn.Parameter]:
+        removed = {unit.name for unit in self._units[: self.units_removed]}
+        return [p for group in groups for p in group['params'] if self._unit_of.get(id(p)) in removed]
+
+    def _drop_removed_state(self, groups: Iterable[Mapping[str, Any]]) -> None:
+        for parameter in self._removed_parameters(groups):
+            for optimizer in _nested(self.optimizer):
+                optimizer.state.pop(parameter, None)
+
     def _position(self, group: Mapping[str, Any]) -> int:
         return self._index.get(group[UNIT], len(self._index))
 
-    def _align_schedulers(self) -> None:
-        groups = self.optimizer.param_groups
+    def _set_groups(self, groups: Sequence[dict[str, Any]]) -> None:
+        self.optimizer.param_groups[:] = groups
+        self._share_groups()
         for scheduler, lists in self._schedulers:
             for attribute, by_origin in lists.items():
                 if attribute == 'base_lrs':
-                    setattr(scheduler, attribute, [group['initial_lr'] for group in groups])
+                    values = [group.get('initial_lr', group['lr']) for group in groups]
                 else:
-                    setattr(scheduler, attribute, [by_origin[group[_ORIGIN]] for group in groups])
+                    values = [by_origin[group.get(_ORIGIN, index)] for index, group in enumerate(groups)]
+                setattr(scheduler, attribute, values)
+
+
+def _zero_state(parameter: nn.Parameter, other: torch.Tensor, of_other: Mapping[str, Any]) -> dict[str, Any]:
+    """State of a parameter that was never stepped, after the pattern of another's."""
+
+    def zero(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return type(value)(0) if isinstance(value, (int, float)) else value
+        return torch.zeros_like(parameter) if value.shape == other.shape else torch.zeros_like(value)
+
+    return {name: zero(value) for name, value in of_other.items()}
 
 
 def _nested(optimizer: Optimizer) -> list[Optimizer]:
@@ -216,8 +290,8 @@ def _split(
         for origin, group in enumerate(groups):
             parameters = members.get((name, origin))
             if parameters:
-                # The base is remembered, not read again: a scheduler may have changed `lr`, an earlier split too.
-                base_lr = float(group.get(BASE_LR, group.get('initial_lr', group['lr'])))
+                # A scheduler may have changed `lr` already.
+                base_lr = float(group.get('initial_lr', group['lr']))
                 split.append(
                     {
                         **group,

@@ -58,11 +58,10 @@ def freezeout_saving(model: ComposerModel, batch: Any, freezeout: FreezeOut) -> 
     freezer = UnitFreezer(model, partition.units, freezeout.batchnorm)
     times = freeze_times(len(partition.units), freezeout.t_0, freezeout.how_scale)
     stages = freeze_stages(len(partition.units), freezeout.max_stages)
-    costs = []
-    for start in (0.0, *times[:-1]):
-        if freezer.set_frozen(units_frozen(start, times, stages)) or not costs:
-            flops = step_flops(model, batch)
-        costs.append(flops)
+    costs = [step_flops(model, batch)]
+    for start in times[:-1]:
+        changed = freezer.set_frozen(units_frozen(start, times, stages))
+        costs.append(step_flops(model, batch) if changed else costs[-1])
     return predicted_saving(costs, times)
 
 
