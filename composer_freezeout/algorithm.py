@@ -48,7 +48,7 @@ class FreezeOut(Algorithm):
 
     Runs on :attr:`.Event.INIT`, :attr:`.Event.AFTER_LOAD`, :attr:`.Event.FIT_START`,
     :attr:`.Event.BEFORE_DATALOADER`, :attr:`.Event.BATCH_START`, :attr:`.Event.BEFORE_FORWARD`,
-    :attr:`.Event.EPOCH_END` and :attr:`.Event.FIT_END`.
+    :attr:`.Event.AFTER_BACKWARD`, :attr:`.Event.EPOCH_END` and :attr:`.Event.FIT_END`.
 
     Logs ``freezeout/progress``, ``freezeout/units_frozen``, ``freezeout/fraction_frozen`` (of the parameters) and
     ``freezeout/lr/<unit>`` for every batch.
@@ -139,6 +139,7 @@ class FreezeOut(Algorithm):
             Event.BEFORE_DATALOADER,
             Event.BATCH_START,
             Event.BEFORE_FORWARD,
+            Event.AFTER_BACKWARD,
             Event.EPOCH_END,
             Event.FIT_END,
         )
@@ -167,6 +168,9 @@ class FreezeOut(Algorithm):
             # Not at BATCH_START alone: training metrics switch the mode between microbatches, and algorithms that
             # choose samples run the model as soon as the batch is there.
             self._freezer.freezer.hold_norms()
+        elif event == Event.AFTER_BACKWARD:
+            # Composer's closures come here within the optimizer's step, behind its own hook.
+            self._freezer.groups.split()
         elif event == Event.EPOCH_END:
             self._freezer.epoch_end()
         elif event == Event.FIT_END:

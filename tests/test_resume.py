@@ -1,18 +1,22 @@
 """A run that is interrupted and resumed ends with the same bits as one that is not."""
 
 import itertools
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from composer import Trainer
+from composer import Callback, Event, Trainer
+from composer.callbacks import LoadCheckpoint
+from composer.core import State
+from composer.loggers import Logger
 from composer.optim import CosineAnnealingScheduler, DecoupledAdamW, DecoupledSGDW
 from torch.optim import SGD, AdamW
 
 from composer_freezeout import FreezeOut
 
-from .training import classifier, images, trainer
+from .training import StepTrace, classifier, images, trainer
 
 OPTIMIZERS = {
     'sgd': lambda p: SGD(p, lr=0.1),
@@ -31,7 +35,7 @@ def run(optimizer: str, grouped: bool, freezeout: FreezeOut | None = None, **arg
         parameters = [{'params': [p for p in parameters if p.ndim > 1]}, {'params': vectors, 'weight_decay': 0.0}]
     return trainer(
         model,
-        [freezeout or FreezeOut(0.5)],
+        arguments.pop('algorithms', [freezeout or FreezeOut(0.5)]),
         OPTIMIZERS[optimizer](parameters),
         eval_dataloader=images(),
         eval_interval='3ba',
@@ -126,6 +130,84 @@ def test_with_a_scheduler_the_checkpoint_stays_loadable(tmp_path):
             resumed = run('sgd-momentum', True, load_path=str(checkpoint), **arguments)
             resumed.fit()
             assert_same_end(resumed, whole)
+
+
+@pytest.mark.filterwarnings('ignore:.*is not in the state_dict:UserWarning')
+def test_load_checkpoint_callback(tmp_path):
+    whole = run('sgd-momentum', True, save_folder=str(tmp_path), save_interval='7ba', save_num_checkpoints_to_keep=-1)
+    whole.fit()
+    (checkpoint,) = tmp_path.glob('ep*-ba7-rank0.pt')
+    for event in (Event.BEFORE_LOAD, Event.AFTER_LOAD):
+        callback = LoadCheckpoint(str(checkpoint), event=event)
+        resumed = run('sgd-momentum', True, callbacks=[callback])
+        resumed.fit()
+        assert_same_end(resumed, whole)
+
+
+@pytest.mark.parametrize('grouped', [False, True], ids=['one-group', 'two-groups'])
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_checkpoints_open_without_freezeout(optimizer, grouped, tmp_path):
+    run(optimizer, grouped, save_folder=str(tmp_path), save_interval='1ba', save_num_checkpoints_to_keep=-1).fit()
+    for batch in (1, 3, 7, 11, 13):  # with 0 to 3 units frozen, removed or only frozen
+        (checkpoint,) = tmp_path.glob(f'ep*-ba{batch}-rank0.pt')
+        plain = run(optimizer, grouped, algorithms=[], load_path=str(checkpoint))
+        plain.fit()
+        groups = plain.state.optimizers[0].param_groups
+        assert [len(group['params']) for group in groups] == ([4, 10] if grouped else [14])
+        assert not any(key.startswith('freezeout') for group in groups for key in group)
+        assert {group['lr'] for group in groups} == {0.01 if 'adam' in optimizer else 0.1}
+
+
+def test_new_settings_can_be_adopted(tmp_path):
+    run('adamw', True, save_folder=str(tmp_path), save_interval='7ba', save_num_checkpoints_to_keep=-1).fit()
+    (checkpoint,) = tmp_path.glob('ep*-ba7-rank0.pt')
+    freezeout = FreezeOut(0.7, 'linear', granularity='block')
+    run('adamw', True, freezeout, load_path=str(checkpoint), load_ignore_keys=['state/algorithms']).fit()
+    # Two units were frozen by then; with the new times they train on until 0.7 and 0.8 of 16 batches.
+    assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [12, 13, 15, None]
+
+
+@pytest.mark.filterwarnings('ignore:.*is not in the state_dict:UserWarning')
+def test_a_longer_duration_thaws_what_is_no_longer_due(tmp_path, caplog):
+    run('sgd-momentum', False, save_folder=str(tmp_path), save_interval='7ba', save_num_checkpoints_to_keep=-1).fit()
+    (checkpoint,) = tmp_path.glob('ep*-ba7-rank0.pt')
+    freezeout, trace = FreezeOut(0.5), StepTrace()
+    longer = run('sgd-momentum', False, freezeout, load_path=str(checkpoint), max_duration='14ep', callbacks=[trace])
+    with caplog.at_level(logging.INFO, 'composer_freezeout'):
+        longer.fit()
+    # 7 of 56 batches are done: exactly at the first unit's time, before the second's, 0.296…
+    assert 'thawed module.conv2 at progress 0.1250' in caplog.text
+    assert trace.steps[0]['module.conv2.weight'] > 0
+    assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [2, 17, 33, None]
+
+
+def test_saving_changes_nothing(tmp_path):
+    quiet, saving = run('adamw', True), run('adamw', True, save_folder=str(tmp_path), save_interval='1ba')
+    quiet.fit()
+    saving.fit()
+    assert_same_end(saving, quiet)
+    assert [group['freezeout_unit'] for group in saving.state.optimizers[0].param_groups] == ['module.head'] * 2
+
+
+def test_an_optimizer_asked_for_its_state_steps_with_its_own_rates():
+    class Curious(Callback):
+        def before_backward(self, state: State, logger: Logger) -> None:
+            state.optimizers[0].state_dict()
+
+    asked, quiet = run('sgd-momentum', True, callbacks=[Curious()]), run('sgd-momentum', True)
+    asked.fit()
+    quiet.fit()
+    assert_same_end(asked, quiet)
+
+
+def test_second_fit_after_a_finished_one():
+    freezeout = FreezeOut(0.5)
+    again = run('sgd-momentum', False, freezeout)
+    again.fit()
+    with pytest.raises(ValueError, match='No training would occur'):
+        again.fit()
+    again.fit(reset_time=True, duration='4ep')  # a new schedule on the trained weights: everything thaws
+    assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [2, 5, 10, None]
 
 
 @pytest.fixture
