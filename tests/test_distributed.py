@@ -58,3 +58,20 @@ def test_two_processes_equal_one(two_ranks, tmp_path):
     for name, tensor in single['model'].items():
         # Gradients of the microbatches are added in another order: rounding, over 16 steps.
         torch.testing.assert_close(two_ranks[0]['model'][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_resumed_runs_end_with_the_same_bits(two_ranks):
+    for rank in two_ranks:
+        assert len(rank['resumed']) == 5
+        for resumed in rank['resumed']:
+            for name, tensor in rank['model'].items():
+                assert torch.equal(resumed[name], tensor), name
+
+
+def test_compiled_the_same_is_communicated_and_computed(two_ranks):
+    for rank in two_ranks:
+        assert rank['still_compiled']
+        assert rank['compiled_reduced'] == rank['compiled_trainable'] == rank['trainable']
+        for name, tensor in rank['model'].items():
+            # Compiled operators and whole batches round differently from microbatches, over 16 steps.
+            torch.testing.assert_close(rank['compiled'][name], tensor, rtol=1e-4, atol=1e-5, msg=name)

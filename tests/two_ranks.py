@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from composer import Callback
+from composer import Callback, Trainer
 from composer.core import DataSpec, State
 from composer.loggers import Logger
 from composer.utils import dist
@@ -42,8 +43,7 @@ class Traffic(Callback):
         self.trainable.append(sum(p.numel() * p.element_size() for p in state.model.parameters() if p.requires_grad))
 
 
-def main(folder: str) -> None:
-    dist.initialize_dist('cpu')
+def run(**arguments: Any) -> tuple[Trainer, FreezeOut]:
     # The single process sees the same global batches: samples are dealt out in turn.
     dataset = images().dataset
     loader = DataLoader(dataset, batch_size=4 // dist.get_world_size(), sampler=dist.get_sampler(dataset))
@@ -51,26 +51,50 @@ def main(folder: str) -> None:
     network = chain(classes=4)
     for index in (1, 2, 3):  # BatchNorm would see half a batch on each rank
         setattr(network, f'bn{index}', torch.nn.GroupNorm(2, 4))
-    model, traffic, freezeout = classifier(network), Traffic(), FreezeOut(0.5)
-    run = trainer(
-        model,
-        [freezeout],
-        train_dataloader=DataSpec(loader),
+    freezeout = FreezeOut(0.5, max_stages=3)
+    return trainer(classifier(network), [freezeout], train_dataloader=DataSpec(loader), **arguments), freezeout
+
+
+def weights(of: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in unwrapped(of).state_dict().items()}
+
+
+def unwrapped(of: Trainer) -> torch.nn.Module:
+    return of.state.model.module if dist.get_world_size() > 1 else of.state.model
+
+
+def main(folder: str) -> None:
+    dist.initialize_dist('cpu')
+    traffic = Traffic()
+    first, freezeout = run(
         callbacks=[traffic] if dist.get_world_size() > 1 else [],
         device_train_microbatch_size=1,
         save_folder=folder + '/checkpoints',
-        save_interval='3ba',
+        save_interval='1ba',
+        save_num_checkpoints_to_keep=-1,
     )
-    run.fit()
-    torch.save(
-        {
-            'model': model.state_dict(),
-            'units': freezeout.unit_table(),
-            'find_unused_parameters': getattr(run.state.model, 'find_unused_parameters', None),
-            **vars(traffic),
-        },
-        Path(folder) / f'rank{dist.get_global_rank()}.pt',
-    )
+    first.fit()
+    seen = {
+        'model': weights(first),
+        'units': freezeout.unit_table(),
+        'find_unused_parameters': getattr(first.state.model, 'find_unused_parameters', None),
+        **vars(traffic),
+    }
+    if dist.get_world_size() > 1:
+        seen['resumed'] = []
+        for batch in (1, 3, 7, 11, 13):
+            (checkpoint,) = Path(folder, 'checkpoints').glob(f'ep*-ba{batch}-rank0.pt')
+            resumed, _ = run(device_train_microbatch_size=1, load_path=str(checkpoint))
+            resumed.fit()
+            seen['resumed'].append(weights(resumed))
+        counted = Traffic()
+        compiled, _ = run(compile_config={'backend': 'aot_eager'}, callbacks=[counted])
+        wrapper, forward = compiled.state.model, compiled.state.model.forward
+        compiled.fit()
+        seen['compiled'] = weights(compiled)
+        seen['compiled_reduced'], seen['compiled_trainable'] = counted.reduced, counted.trainable
+        seen['still_compiled'] = compiled.state.model is wrapper and wrapper.forward is forward
+    torch.save(seen, Path(folder) / f'rank{dist.get_global_rank()}.pt')
 
 
 if __name__ == '__main__':
