@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -95,6 +96,14 @@ class Parts:
         except ValueError as error:
             message = ' '.join(str(error).split())
             raise ConfigError([Fault('', f'the parts of this run do not go together: {message}')]) from error
+        except (EOFError, KeyError, OSError, RuntimeError, UnpicklingError) as error:
+            load_path = self.keywords.get('load_path')
+            if load_path is None:
+                raise
+            reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+            remedy = 'give a whole checkpoint that Composer made of this model and optimizer'
+            fault = Fault('checkpoint.load_path', f'{load_path!r} cannot be loaded ({reason}); {remedy}')
+            raise ConfigError([fault]) from error
         return Run(
             trainer=trainer,
             recorder=recorder,

@@ -335,3 +335,27 @@ def test_a_crash_is_a_traceback_and_exit_code_1(yaml, tmp_path):
     assert done.returncode == 1
     assert 'Traceback' in done.stderr and 'NaN' in done.stderr
     assert not (tmp_path / 'record.json').exists()
+
+
+@pytest.mark.parametrize('damage', ['text', 'empty', 'cut short', 'another dict', 'another model'])
+def test_checkpoints_that_cannot_be_loaded(damage, yaml, tmp_path, capfd):
+    small = ['max_duration=2ba']
+    assert main([str(yaml), f'output={tmp_path / "first"}', 'checkpoint={interval: 1ba}', *small]) == 0
+    (checkpoint,) = (tmp_path / 'first' / 'checkpoints').glob('*ba1-rank0.pt')
+    if damage == 'text':
+        checkpoint.write_text('not a checkpoint')
+    elif damage == 'empty':
+        checkpoint.write_bytes(b'')
+    elif damage == 'cut short':
+        checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
+    elif damage == 'another dict':
+        torch.save({'weights': 1}, checkpoint)
+    else:
+        small.append('model.name=resnet14')
+    capfd.readouterr()
+    second = [f'output={tmp_path / "second"}', f'checkpoint.load_path={checkpoint}', *small]
+    assert main([str(yaml), *second]) == 2
+    error = capfd.readouterr().err
+    assert 'checkpoint.load_path: ' in error or 'do not go together' in error
+    assert str(checkpoint) in error or damage == 'another model'
+    assert 'Traceback' not in error
