@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from composer.algorithms import SWA, LayerFreezing
-from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit, get_precision_context
+from composer.core import Algorithm, Event, Precision, State, Time, get_precision_context
 from composer.core.data_spec import default_split_batch
 from composer.loggers import Logger
 from composer.optim import ConstantScheduler
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout import schedule
+from composer_freezeout.checkpoint import ADOPT, Saved, check_same_settings
 from composer_freezeout.compilation import DEFAULT_STAGES, compile_seconds, forget_compiled, is_compiled
 from composer_freezeout.distributed import agree_on_buffers, reshard, restart_ddp
 from composer_freezeout.freezer import LayerFreezer, check_settings, check_warmup
@@ -24,17 +25,15 @@ from composer_freezeout.freezing import BatchNormMode
 from composer_freezeout.partition import (
     Granularity,
     Partition,
-    Unit,
     partition_model,
     trace_usage,
 )
+from composer_freezeout.progress import as_progress, parse_warmup, progress
 from composer_freezeout.schedule import HowScale
 
 __all__ = ['FreezeOut']
 
 log = logging.getLogger(__name__)
-
-_ADOPT = "load_ignore_keys=['state/algorithms']"
 
 
 class FreezeOut(Algorithm):
@@ -117,17 +116,16 @@ class FreezeOut(Algorithm):
             raise TypeError(f'max_stages must be a whole number of at least 1, or None, got {max_stages!r}')
         schedule.freeze_stages(1, max_stages)
         self.max_stages = max_stages
-        self.t_warmup = None if t_warmup is None else _parse_warmup(t_warmup)
+        self.t_warmup = None if t_warmup is None else parse_warmup(t_warmup)
         self._state: State | None = None
         self._freezer: LayerFreezer | None = None
         self._frozen_at: list[int] = []
         self._warmup = 0.0
         self._compiled = False
-        self._loaded: tuple[Partition, list[int], int] | None = None
+        self._loaded: Saved | None = None
 
     def __repr__(self) -> str:
-        arguments = {**self._settings(), 't_warmup': None if self.t_warmup is None else self.t_warmup.to_timestring()}
-        return f'FreezeOut({", ".join(f"{name}={value!r}" for name, value in arguments.items())})'
+        return f'FreezeOut({", ".join(f"{name}={value!r}" for name, value in self._settings().items())})'
 
     def match(self, event: Event, state: State) -> bool:
         """Runs on the events named in the description of the class."""
@@ -200,7 +198,7 @@ class FreezeOut(Algorithm):
         if self.t_warmup is not None and state.max_duration is not None and state.dataloader_len is not None:
             holders = sum(any(p.requires_grad for p in m.parameters(recurse=False)) for m in model.modules())
             first_freeze = schedule.freeze_times(max(1, holders), self.t_0, self.how_scale)[0]
-            check_warmup(_as_progress(self.t_warmup, state), first_freeze)
+            check_warmup(as_progress(self.t_warmup, state), first_freeze)
 
     def _fit_start(self, state: State) -> None:
         if state.dataloader_len is not None and state.dataloader_len.value == 0:
@@ -208,7 +206,7 @@ class FreezeOut(Algorithm):
                 'the train dataloader has no batches: its data set is empty, or smaller than a batch with '
                 'drop_last=True, or train_subset_num_batches is 0; give it at least one batch'
             )
-        self._warmup = 0.0 if self.t_warmup is None else _as_progress(self.t_warmup, state)
+        self._warmup = 0.0 if self.t_warmup is None else as_progress(self.t_warmup, state)
         self._compiled = is_compiled(state.model)
         self._restore(state)
         if self._freezer is not None:
@@ -241,18 +239,18 @@ class FreezeOut(Algorithm):
 
     def _batch_start(self, state: State, logger: Logger) -> None:
         assert self._freezer is not None
-        progress = _progress(state)
-        if self._freezer.batch_start(progress, self._warmup):
+        done = progress(state)
+        if self._freezer.batch_start(done, self._warmup):
             before, now = len(self._frozen_at), self._freezer.units_frozen
             del self._frozen_at[now:]
             self._frozen_at += [int(state.timestamp.batch)] * (now - len(self._frozen_at))
             names = ', '.join(unit.name for unit in self._freezer.partition.units[min(before, now) : max(before, now)])
-            log.info('FreezeOut %s %s at progress %.4f', 'froze' if now > before else 'thawed', names, progress)
+            log.info('FreezeOut %s %s at progress %.4f', 'froze' if now > before else 'thawed', names, done)
             self._follow(state)
         logger.log_metrics(
             {
                 **({'freezeout/compile_seconds': compile_seconds()} if self._compiled else {}),
-                'freezeout/progress': progress,
+                'freezeout/progress': done,
                 'freezeout/units_frozen': self._freezer.units_frozen,
                 'freezeout/fraction_frozen': self._freezer.fraction_frozen,
                 **{f'freezeout/lr/{unit}': lr for unit, lr in self._freezer.learning_rates().items()},
@@ -303,6 +301,7 @@ class FreezeOut(Algorithm):
             'layers': self.layers,
             'granularity': self.granularity,
             'batchnorm': self.batchnorm,
+            't_warmup': None if self.t_warmup is None else self.t_warmup.to_timestring(),
             'max_stages': self.max_stages,
         }
 
@@ -312,13 +311,8 @@ class FreezeOut(Algorithm):
         if self._freezer is not None:
             # Composer has asked for the optimizer's state before this, which joins its groups.
             self._freezer.groups.split()
-            partition = self._freezer.partition
-            state_dict |= {
-                'units': [[unit.name, list(unit.parameters), list(unit.norms)] for unit in partition.units],
-                'cuts': list(partition.cuts),
-                'frozen_at': list(self._frozen_at),
-                'units_removed': self._freezer.groups.units_removed,
-            }
+            removed = self._freezer.groups.units_removed
+            state_dict |= Saved(self._freezer.partition, tuple(self._frozen_at), removed).state_dict()
         return state_dict
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -327,19 +321,12 @@ class FreezeOut(Algorithm):
         Raises:
             ValueError: If the checkpoint comes from other settings, or is damaged.
         """
-        settings = state.get('settings') or {}
-        for name, value in self._settings().items():
-            saved = settings.get(name, value)
-            if saved != value:
-                raise ValueError(
-                    f'the checkpoint was made with FreezeOut({name}={saved!r}), not {name}={value!r}; use the same '
-                    f'value, or adopt the new one with {_ADOPT}'
-                )
+        check_same_settings(state.get('settings') or {}, self._settings())
         if 'units' in state:
-            self._loaded = _read_saved(state)
+            self._loaded = Saved.from_state_dict(state)
             if self._freezer is None and self._state is not None:
                 # Before Composer tries to fit the optimizer's state to another model.
-                _check_fit(self._loaded[0], _unwrap(self._state.model))
+                self._loaded.check_fit(_unwrap(self._state.model))
         if self._freezer is not None:
             # The checkpoint has the shape of the original groups.
             self._freezer.groups.join()
@@ -348,19 +335,19 @@ class FreezeOut(Algorithm):
         """Freezes what was frozen, and removes what was removed, when the checkpoint was made."""
         if self._loaded is None:
             return
-        (partition, frozen_at, units_removed), self._loaded = self._loaded, None
+        saved, self._loaded = self._loaded, None
         if self._freezer is None:
-            _check_fit(partition, _unwrap(state.model))
-            self._freezer = self._make_freezer(state, partition)
-        elif partition != self._freezer.partition:
+            saved.check_fit(_unwrap(state.model))
+            self._freezer = self._make_freezer(state, saved.partition)
+        elif saved.partition != self._freezer.partition:
             raise ValueError(
                 "the checkpoint's FreezeOut units are not those of this run; load it into a new Trainer, or adopt the "
-                f"run's units with {_ADOPT}"
+                f"run's units with {ADOPT}"
             )
-        self._frozen_at = frozen_at
-        self._freezer.groups.set_removed(units_removed)
+        self._frozen_at = list(saved.frozen_at)
+        self._freezer.groups.set_removed(saved.units_removed)
         self._freezer.groups.split()
-        if self._freezer.freezer.set_frozen(len(frozen_at)):
+        if self._freezer.freezer.set_frozen(len(saved.frozen_at)):
             self._follow(state)
 
     def _follow(self, state: State) -> None:
@@ -371,19 +358,6 @@ class FreezeOut(Algorithm):
             restart_ddp(state.model)
         if self._compiled:
             forget_compiled()
-
-
-def _check_fit(partition: Partition, model: nn.Module) -> None:
-    parameters = {name for name, p in model.named_parameters() if p.requires_grad}
-    modules = {name for name, _ in model.named_modules()}
-    saved = {name for unit in partition.units for name in unit.parameters}
-    unknown = sorted(saved - parameters) + [n for unit in partition.units for n in unit.norms if n not in modules]
-    if unknown or parameters != saved:
-        raise ValueError(
-            "the checkpoint's FreezeOut units don't fit the model: parameters only in the checkpoint "
-            f'{unknown[:3]}, only in the model {sorted(parameters - saved)[:3]}; build the same model, or use '
-            'load_weights_only=True'
-        )
 
 
 def _microbatch(state: State) -> Any:
@@ -397,26 +371,6 @@ def _microbatch(state: State) -> Any:
             return default_split_batch(state.batch, size)[0]
     except (NotImplementedError, ValueError):  # of a kind that only the user's own DataSpec can split
         return state.batch
-
-
-def _read_saved(state: dict[str, Any]) -> tuple[Partition, list[int], int]:
-    """The partition, the batches at which units froze and the number of removed units, out of a checkpoint."""
-    try:
-        units = tuple(Unit(name, tuple(parameters), tuple(norms)) for name, parameters, norms in state['units'])
-        cuts, frozen_at, units_removed = tuple(state['cuts']), list(state['frozen_at']), state['units_removed']
-        parameters = [name for unit in units for name in unit.parameters]
-        if (
-            len(cuts) == len(units) + 1
-            and len(set(parameters)) == len(parameters)
-            and 0 <= units_removed <= len(frozen_at) < len(units)
-        ):
-            return Partition(units, cuts), frozen_at, units_removed
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise ValueError(
-        "the checkpoint's FreezeOut units contradict themselves, so it is damaged; load another one, or use "
-        'load_weights_only=True to start a new schedule from its weights'
-    )
 
 
 def _unwrap(model: nn.Module) -> Any:
@@ -435,60 +389,6 @@ def _refuse_rivals(state: State) -> None:
             raise ValueError('FreezeOut and LayerFreezing both freeze layers; use one of them')
     if sum(isinstance(algorithm, FreezeOut) for algorithm in state.algorithms) > 1:
         raise ValueError('FreezeOut stands more than once in `algorithms`; give it once')
-
-
-def _progress(state: State) -> float:
-    """Share of the training that is done, in ``[0, 1)``, in batches even where the duration is in epochs."""
-    duration, timestamp = state.max_duration, state.timestamp
-    if duration is None:
-        raise ValueError("max_duration is not set; FreezeOut needs it: pass max_duration='20ep', say, to the Trainer")
-    if duration.unit == TimeUnit.EPOCH:
-        batches_per_epoch = _batches_per_epoch(state)
-        done = timestamp.epoch.value * batches_per_epoch + timestamp.batch_in_epoch.value
-        return done / (duration.value * batches_per_epoch)
-    if duration.unit in (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN):
-        return timestamp.get(duration.unit).value / duration.value
-    raise ValueError(f'max_duration must be in epochs, batches, samples or tokens (ep, ba, sp, tok), got {duration}')
-
-
-def _as_progress(time: Time, state: State) -> float:
-    """A length of time as a share of the training."""
-    duration = state.max_duration
-    assert duration is not None, 'Composer refuses to fit without it'
-    if time.unit == TimeUnit.DURATION:
-        return time.value
-    if time.unit == duration.unit:
-        return time.value / duration.value
-    if (time.unit, duration.unit) == (TimeUnit.BATCH, TimeUnit.EPOCH):
-        return time.value / (duration.value * _batches_per_epoch(state))
-    if (time.unit, duration.unit) == (TimeUnit.EPOCH, TimeUnit.BATCH):
-        return time.value * _batches_per_epoch(state) / duration.value
-    raise ValueError(
-        f't_warmup={time.to_timestring()!r} cannot be compared with max_duration={duration.to_timestring()!r}; give it '
-        "in the same unit or as a fraction, such as '0.05dur'"
-    )
-
-
-def _batches_per_epoch(state: State) -> int:
-    if state.dataloader_len is None:
-        raise ValueError(
-            'the train dataloader has no length, so progress within an epoch is unknown; give max_duration in batches, '
-            'samples or tokens, or set train_subset_num_batches'
-        )
-    return state.dataloader_len.value
-
-
-def _parse_warmup(t_warmup: str | Time) -> Time:
-    try:
-        time = Time.from_input(t_warmup)
-    except (RuntimeError, TypeError, ValueError):
-        time = None
-    if time is None or time.unit in (TimeUnit.SECOND, TimeUnit.ITERATION) or not time.value >= 0:
-        raise ValueError(
-            "t_warmup must be a Composer time string in ep, ba, sp, tok or dur, such as '5ep' or '0.05dur', "
-            f'got {t_warmup!r}'
-        )
-    return time
 
 
 def _describe_scheduler(scheduler: LRScheduler) -> str | None:

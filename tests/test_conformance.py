@@ -7,7 +7,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from composer import Trainer
@@ -15,6 +14,7 @@ from composer import Trainer
 import composer_freezeout
 from composer_freezeout import FreezeOut
 
+from .comparing import assert_equal
 from .training import classifier, images
 
 # Composer's word on a scheduler of torch's that starts before the first step, and on metrics that are resumed.
@@ -59,24 +59,6 @@ def without_clocks(checkpoint: Path) -> dict[str, Any]:
     del saved['state']['run_name']
     del saved['state']['callbacks']['CheckpointSaver']['all_saved_checkpoints_to_timestamp']
     return {'rng': saved['rng'], 'state': saved['state']}
-
-
-def assert_equal(a: Any, b: Any, at: str = '') -> None:
-    assert type(a) is type(b), at
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), at
-        for key in a:
-            assert_equal(a[key], b[key], f'{at}.{key}')
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), at
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f'{at}[{index}]')
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), at
-    elif isinstance(a, np.ndarray):
-        assert np.array_equal(a, b), at
-    else:
-        assert a == b, at
 
 
 @pytest.mark.parametrize('epoch', [1, 2, 3])

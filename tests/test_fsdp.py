@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from .comparing import assert_equal
 from .test_algorithm import expected_lr
 
 SCRIPT = Path(__file__).with_name('fsdp_ranks.py')
@@ -27,21 +28,6 @@ def ranks(request, tmp_path_factory) -> list[dict[str, Any]]:
         timeout=280,
     )
     return [torch.load(folder / f'rank{rank}.pt', weights_only=False) for rank in range(2)]
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert list(a) == list(b)
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    else:
-        assert a == b
 
 
 def test_units_and_learning_rates_are_those_of_one_process(ranks):

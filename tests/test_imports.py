@@ -22,6 +22,8 @@ ORDER = [
     'freezer',
     'distributed',
     'compilation',
+    'checkpoint',
+    'progress',
     'algorithm',
     'predict',
     'registry',
@@ -33,7 +35,7 @@ ORDER = [
     'report',
 ]
 WITHOUT_TORCH = ['schedule', 'cost', 'config', 'report']
-CORE = ['schedule', 'cost', 'config', 'partition', 'groups', 'freezing', 'freezer', 'distributed', 'compilation']
+CORE = [*ORDER[: ORDER.index('progress')]]
 
 
 def imported(source: str) -> set[str]:

@@ -4,10 +4,11 @@ import multiprocessing
 import random
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+
+from .comparing import assert_equal
 
 KILLS = 20
 
@@ -40,21 +41,6 @@ def train(folder: str, end: str) -> None:
         {'model': model.state_dict(), 'optimizer': optimizer.state_dict(), 'batch': run.state.timestamp.batch.value},
         end,
     )
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    else:
-        assert a == b
 
 
 @pytest.mark.slow
