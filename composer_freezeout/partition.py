@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
 import torch
@@ -148,7 +149,8 @@ def trace_usage(model: nn.Module, forward: Callable[[], object]) -> dict[str, Us
         def hook(*_: object) -> None:
             entered[module_name] = tracer.operator
             # Sharded parameters have been gathered by now, and other tensors stand in their place.
-            tracer.watch({first_names[_join(module_name, name)]: tensor for name, tensor in _tensors(module)})
+            within = (name for name in first_names if _is_within(name, module_name))
+            tracer.watch({first_names[name]: attrgetter(name)(model) for name in within})
 
         return hook
 
@@ -460,8 +462,8 @@ def _is_container(module: nn.Module) -> bool:
     return isinstance(module, (nn.ModuleList, nn.ModuleDict))
 
 
-def _is_within(module_name: str, block: str) -> bool:
-    return module_name == block or module_name.startswith(f'{block}.')
+def _is_within(name: str, module_name: str) -> bool:
+    return not module_name or name == module_name or name.startswith(f'{module_name}.')
 
 
 def _invert(mapping: Mapping[str, str]) -> dict[str, list[str]]:

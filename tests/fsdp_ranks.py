@@ -1,11 +1,12 @@
-"""Trains under FSDP2, resumes from several checkpoints, and writes what each rank saw. Started by the launcher."""
+"""Trains under FSDP, resumes from several checkpoints, and writes what each rank saw. Started by the launcher."""
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ['FSDP_VERSION'] = '2'
+os.environ.setdefault('FSDP_VERSION', '2')
 
 import torch
 from composer import Callback, Trainer
@@ -17,9 +18,11 @@ from torch.utils.data import DataLoader
 
 from composer_freezeout import FreezeOut
 from tests.networks import ResidualNet
-from tests.training import StepTrace, classifier, images, trainer
+from tests.training import StepTrace, classifier, images, make_optimizer, trainer
 
-RESUMED_AT = (3, 7, 10, 13)
+RESUMED_AT = range(1, 16)
+# The first version needs a GPU.
+DEVICE = 'cpu' if os.environ['FSDP_VERSION'] == '2' else 'gpu'
 
 
 class Reduced(Callback):
@@ -49,17 +52,20 @@ class Reduced(Callback):
         self.trainable.append(sum(p.numel() for p in state.model.parameters() if p.requires_grad))
 
 
-def run(freezeout: FreezeOut | None, kind: str, **arguments: Any) -> Trainer:
+def make_run(optimizer: str, kind: str, freezeout: FreezeOut | None, **arguments: Any) -> Trainer:
     dataset = images().dataset
     loader = DataLoader(dataset, batch_size=4 // dist.get_world_size(), sampler=dist.get_sampler(dataset))
     torch.manual_seed(0)
     network = ResidualNet()
     for block in network.blocks:
         block._fsdp_wrap = True
+    model = classifier(network)
     return trainer(
-        classifier(network),
+        model,
         [] if freezeout is None else [freezeout],
+        make_optimizer(optimizer, model, grouped=True),
         train_dataloader=DataSpec(loader),
+        device=DEVICE,
         parallelism_config={'fsdp': {'state_dict_type': kind}},
         **arguments,
     )
@@ -87,12 +93,12 @@ def end_of(run: Trainer) -> dict[str, Any]:
     }
 
 
-def main(kind: str, folder: str) -> None:
-    dist.initialize_dist('cpu')
+def main(kind: str, folder: str, optimizer: str = 'sgd-momentum') -> None:
+    run = partial(make_run, optimizer, kind)
+    dist.initialize_dist(DEVICE)
     freezeout, trace, reduced = FreezeOut(0.5), StepTrace(), Reduced()
     first = run(
         freezeout,
-        kind,
         callbacks=[trace, reduced],
         eval_dataloader=evaluation(),
         eval_interval='3ba',
@@ -102,12 +108,13 @@ def main(kind: str, folder: str) -> None:
     first.fit()
     resumed = []
     for batch in RESUMED_AT:
-        (checkpoint,) = Path(folder, 'checkpoints').glob(f'ep*-ba{batch}*' + ('' if kind == 'sharded' else '-rank0.pt'))
-        again = run(FreezeOut(0.5), kind, load_path=str(checkpoint), eval_dataloader=evaluation(), eval_interval='3ba')
+        name = f'ep*-ba{batch}' if kind == 'sharded' else f'ep*-ba{batch}-rank0.pt'
+        (checkpoint,) = Path(folder, 'checkpoints').glob(name)
+        again = run(FreezeOut(0.5), load_path=str(checkpoint), eval_dataloader=evaluation(), eval_interval='3ba')
         again.fit()
         resumed.append(end_of(again))
     # The last of them opens without FreezeOut as well.
-    plain = run(None, kind, load_path=str(checkpoint))
+    plain = run(None, load_path=str(checkpoint))
     plain.fit()
     torch.save(
         {

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from .training import OPTIMIZERS
+
 SCRIPT = Path(__file__).with_name('two_ranks.py')
 ROOT = SCRIPT.parent.parent
 
 
-def launch(processes: int, folder: Path) -> list[dict[str, Any]]:
+def launch(processes: int, folder: Path, *optimizer: str) -> list[dict[str, Any]]:
     folder.mkdir()
     launcher = Path(sys.executable).with_name('composer')
     subprocess.run(
-        [launcher, '-n', str(processes), SCRIPT, str(folder)],
+        [launcher, '-n', str(processes), SCRIPT, str(folder), *optimizer],
         check=True,
         cwd=ROOT,
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
@@ -60,9 +62,20 @@ def test_two_processes_equal_one(two_ranks, tmp_path):
         torch.testing.assert_close(two_ranks[0]['model'][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('groups', ['one', 'two'])
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_resume_with_every_optimizer(optimizer, groups, tmp_path):
+    assert_resumed(launch(2, tmp_path / 'two', optimizer, groups))
+
+
 def test_resumed_runs_end_with_the_same_bits(two_ranks):
-    for rank in two_ranks:
-        assert len(rank['resumed']) == 5
+    assert_resumed(two_ranks)
+
+
+def assert_resumed(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert len(rank['resumed']) == 15
         for resumed in rank['resumed']:
             for name, tensor in rank['model'].items():
                 assert torch.equal(resumed[name], tensor), name

@@ -258,6 +258,29 @@ def test_tracing_changes_nothing():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_parameters_that_are_gathered_for_the_forward_pass():
+    """Sharding wrappers put other tensors, not always parameters, in the place of those that are registered."""
+    model = ResidualNet()
+    expected = partition(model, IMAGE)
+
+    def gather(module: nn.Module, _: object) -> None:
+        module.sharded = dict(module._parameters)
+        for name, parameter in module.sharded.items():
+            del module._parameters[name]
+            setattr(module, name, parameter.detach().clone())
+
+    def shard(module: nn.Module, *_: object) -> None:
+        for name, parameter in module.sharded.items():
+            delattr(module, name)
+            module.register_parameter(name, parameter)
+
+    for module in model.modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(gather)
+            module.register_forward_hook(shard)
+    assert partition(model, IMAGE) == expected
+
+
 def test_lazy_modules_are_refused():
     model = nn.Sequential(nn.LazyLinear(4))
     with pytest.raises(ValueError, match=r'0\.weight is not initialized'):

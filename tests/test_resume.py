@@ -11,32 +11,19 @@ from composer import Callback, Event, Trainer
 from composer.callbacks import LoadCheckpoint
 from composer.core import State
 from composer.loggers import Logger
-from composer.optim import CosineAnnealingScheduler, DecoupledAdamW, DecoupledSGDW
-from torch.optim import SGD, AdamW
+from composer.optim import CosineAnnealingScheduler
 
 from composer_freezeout import FreezeOut
 
-from .training import StepTrace, classifier, images, trainer
-
-OPTIMIZERS = {
-    'sgd': lambda p: SGD(p, lr=0.1),
-    'sgd-momentum': lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
-    'adamw': lambda p: AdamW(p, lr=0.01),
-    'decoupled-sgdw': lambda p: DecoupledSGDW(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
-    'decoupled-adamw': lambda p: DecoupledAdamW(p, lr=0.01),
-}
+from .training import OPTIMIZERS, StepTrace, classifier, images, make_optimizer, trainer
 
 
 def run(optimizer: str, grouped: bool, freezeout: FreezeOut | None = None, **arguments: Any) -> Trainer:
     model = classifier()
-    parameters: Any = list(model.parameters())
-    if grouped:
-        vectors = [p for p in parameters if p.ndim == 1]
-        parameters = [{'params': [p for p in parameters if p.ndim > 1]}, {'params': vectors, 'weight_decay': 0.0}]
     return trainer(
         model,
         arguments.pop('algorithms', [freezeout or FreezeOut(0.5)]),
-        OPTIMIZERS[optimizer](parameters),
+        make_optimizer(optimizer, model, grouped),
         eval_dataloader=images(),
         eval_interval='3ba',
         **arguments,

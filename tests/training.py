@@ -8,8 +8,9 @@ from composer import Callback, Trainer
 from composer.core import State
 from composer.loggers import Logger
 from composer.models import ComposerClassifier, ComposerModel
+from composer.optim import DecoupledAdamW, DecoupledSGDW
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from .networks import chain
@@ -53,6 +54,24 @@ def trainer(
             **arguments,
         }
     )
+
+
+OPTIMIZERS = {
+    'sgd': lambda p: SGD(p, lr=0.1),
+    'sgd-momentum': lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    'adamw': lambda p: AdamW(p, lr=0.01),
+    'decoupled-sgdw': lambda p: DecoupledSGDW(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    'decoupled-adamw': lambda p: DecoupledAdamW(p, lr=0.01),
+}
+
+
+def make_optimizer(name: str, model: nn.Module, grouped: bool = False) -> Optimizer:
+    """An optimizer of every kind that a run may be resumed with; `grouped`, with another decay for vectors."""
+    parameters: Any = list(model.parameters())
+    if grouped:
+        vectors = [p for p in parameters if p.ndim == 1]
+        parameters = [{'params': [p for p in parameters if p.ndim > 1]}, {'params': vectors, 'weight_decay': 0.0}]
+    return OPTIMIZERS[name](parameters)
 
 
 class StepTrace(Callback):

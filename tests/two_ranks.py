@@ -1,6 +1,7 @@
 """Trains on several ranks and writes what each saw to `<folder>/rank<r>.pt`. Started by the launcher."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from composer_freezeout import FreezeOut
 from tests.networks import chain
-from tests.training import classifier, images, trainer
+from tests.training import classifier, images, make_optimizer, trainer
 
 
 class Traffic(Callback):
@@ -43,7 +44,7 @@ class Traffic(Callback):
         self.trainable.append(sum(p.numel() * p.element_size() for p in state.model.parameters() if p.requires_grad))
 
 
-def run(**arguments: Any) -> tuple[Trainer, FreezeOut]:
+def make_run(optimizer: str, grouped: bool, **arguments: Any) -> tuple[Trainer, FreezeOut]:
     # The single process sees the same global batches: samples are dealt out in turn.
     dataset = images().dataset
     loader = DataLoader(dataset, batch_size=4 // dist.get_world_size(), sampler=dist.get_sampler(dataset))
@@ -52,7 +53,15 @@ def run(**arguments: Any) -> tuple[Trainer, FreezeOut]:
     for index in (1, 2, 3):  # BatchNorm would see half a batch on each rank
         setattr(network, f'bn{index}', torch.nn.GroupNorm(2, 4))
     freezeout = FreezeOut(0.5, max_stages=3)
-    return trainer(classifier(network), [freezeout], train_dataloader=DataSpec(loader), **arguments), freezeout
+    model = classifier(network)
+    run = trainer(
+        model,
+        [freezeout],
+        make_optimizer(optimizer, model, grouped),
+        train_dataloader=DataSpec(loader),
+        **arguments,
+    )
+    return run, freezeout
 
 
 def weights(of: Trainer) -> dict[str, torch.Tensor]:
@@ -63,7 +72,8 @@ def unwrapped(of: Trainer) -> torch.nn.Module:
     return of.state.model.module if dist.get_world_size() > 1 else of.state.model
 
 
-def main(folder: str) -> None:
+def main(folder: str, optimizer: str = 'sgd-momentum', groups: str = 'one') -> None:
+    run = partial(make_run, optimizer, groups == 'two')
     dist.initialize_dist('cpu')
     traffic = Traffic()
     first, freezeout = run(
@@ -82,7 +92,7 @@ def main(folder: str) -> None:
     }
     if dist.get_world_size() > 1:
         seen['resumed'] = []
-        for batch in (1, 3, 7, 11, 13):
+        for batch in range(1, 16):
             (checkpoint,) = Path(folder, 'checkpoints').glob(f'ep*-ba{batch}-rank0.pt')
             resumed, _ = run(device_train_microbatch_size=1, load_path=str(checkpoint))
             resumed.fit()
@@ -98,4 +108,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    main(*sys.argv[1:])
