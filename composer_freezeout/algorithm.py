@@ -86,8 +86,8 @@ class FreezeOut(Algorithm):
         t_warmup (str | Time, optional): How long all units warm up linearly, as a Composer time string such as
             ``'5ep'`` or ``'0.05dur'``. Freeze times don't move. Default: ``None``.
         max_stages (int, optional): How often units may freeze, in ``[1, ∞)``. The units of a stage freeze together when
-            the last of them is due. Default: ``None``: no limit, or 4 if the model is compiled, as each stage is
-            compiled anew.
+            the last of them is due; until then they stand still, all but their BatchNorm's statistics. Default:
+            ``None``: no limit, or 4 if the model is compiled, as each stage is compiled anew.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -146,8 +146,9 @@ class FreezeOut(Algorithm):
         """Translates the event into calls of :class:`.LayerFreezer`."""
         if event == Event.INIT:
             _refuse_rivals(state)
-            # Kept for `load_state_dict`, which is not given it.
-            self._state = state
+            # Kept for `load_state_dict`, which is not given it. In another Trainer everything starts anew.
+            self._state, self._freezer, self._loaded = state, None, None
+            self._frozen_at = []
         elif event == Event.AFTER_LOAD:
             self._restore(state)
             self._check_early(state)

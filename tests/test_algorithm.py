@@ -570,6 +570,17 @@ def test_logs():
     assert series['lr/module.head'][8] == pytest.approx(0.05)
 
 
+def test_one_object_in_two_trainers():
+    freezeout, tables, weights = FreezeOut(0.5), [], []
+    for _ in range(2):
+        model = classifier()
+        trainer(model, [freezeout]).fit()
+        tables.append(freezeout.unit_table())
+        weights.append(model.module.head.weight)
+    assert tables[0] == tables[1]
+    assert torch.equal(*weights)
+
+
 def test_match_changes_nothing():
     freezeout = FreezeOut()
     before = dict(vars(freezeout))

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,30 @@ def test_resume_at_every_batch_is_exact(optimizer, grouped, tmp_path):
         resumed.fit()
         assert_same_end(resumed, whole)
         assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [2, 5, 10, None]
+
+
+@pytest.mark.parametrize(('evaluation', 'exact'), [(None, True), (images(), False)])
+def test_a_shuffled_loader_resumes_as_well_as_without_freezeout(evaluation, exact, tmp_path):
+    """Evaluations move the random state that a plain shuffle depends on: Composer's own limit."""
+
+    def is_exact(algorithms: Callable[[], list[FreezeOut]], folder: Path) -> list[bool]:
+        def shuffled(**arguments: Any) -> Trainer:
+            data = {'train_dataloader': images(shuffle=True), 'eval_dataloader': evaluation}
+            return trainer(classifier(), algorithms(), **data, **arguments)
+
+        whole = shuffled(save_folder=str(folder), save_interval='1ba', save_num_checkpoints_to_keep=-1)
+        whole.fit()
+        ends = []
+        for batch in (6, 7, 11):
+            (checkpoint,) = folder.glob(f'ep*-ba{batch}-rank0.pt')
+            resumed = shuffled(load_path=str(checkpoint))
+            resumed.fit()
+            tensors = zip(whole.state.model.parameters(), resumed.state.model.parameters(), strict=True)
+            ends.append(all(torch.equal(a, b) for a, b in tensors))
+        return ends
+
+    assert is_exact(lambda: [FreezeOut(0.5)], tmp_path / 'freezeout') == [exact] * 3
+    assert is_exact(lambda: [], tmp_path / 'control') == [exact] * 3
 
 
 def test_another_run_does_not_end_the_same():
