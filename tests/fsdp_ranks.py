@@ -84,7 +84,11 @@ def end_of(run: Trainer) -> dict[str, Any]:
     optimizer = run.state.optimizers[0]
     return {
         'model': {name: whole(tensor) for name, tensor in run.state.model.state_dict().items()},
-        'groups': [{k: v for k, v in group.items() if k != 'params'} for group in optimizer.param_groups],
+        # torch gives tuples back as lists.
+        'groups': [
+            {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k != 'params'}
+            for group in optimizer.param_groups
+        ],
         'state': [
             [whole(value) for value in optimizer.state[p].values()]
             for group in optimizer.param_groups

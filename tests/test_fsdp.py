@@ -62,7 +62,12 @@ def test_units_and_learning_rates_are_those_of_one_process(ranks):
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['full', 'sharded'])
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
-def test_resume_with_every_optimizer(optimizer, kind, tmp_path):
+def test_resume_with_every_optimizer(optimizer, kind, tmp_path, request):
+    if (optimizer, kind) == ('sgd', 'full'):
+        reason = (
+            'torch cannot load a full checkpoint of an optimizer without state under FSDP2, without FreezeOut either'
+        )
+        request.applymarker(pytest.mark.xfail(strict=True, raises=subprocess.CalledProcessError, reason=reason))
     assert_resumed(launch(tmp_path, '2', kind, optimizer))
 
 
