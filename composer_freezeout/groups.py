@@ -235,7 +235,9 @@ class UnitGroups:
                 if attribute == 'base_lrs':
                     values = [group.get('initial_lr', group['lr']) for group in groups]
                 else:
-                    values = [by_origin[group.get(_ORIGIN, index)] for index, group in enumerate(groups)]
+                    # A scheduler made when all groups of an origin were gone has nothing for it.
+                    other = next(iter(by_origin.values()), None)
+                    values = [by_origin.get(group.get(_ORIGIN, index), other) for index, group in enumerate(groups)]
                 setattr(scheduler, attribute, values)
 
 

@@ -212,6 +212,21 @@ def test_an_optimizer_asked_for_its_state_steps_with_its_own_rates():
     assert_same_end(asked, quiet)
 
 
+def test_a_scheduler_that_comes_when_a_group_is_gone(tmp_path):
+    model = classifier()
+    head = list(model.module.head.parameters())
+    rest = [p for name, p in model.named_parameters() if 'head' not in name]
+    optimizer = torch.optim.SGD([{'params': head}, {'params': rest, 'weight_decay': 0.1}], lr=0.1, momentum=0.9)
+    again = trainer(model, [FreezeOut(0.3)], optimizer)
+    again.fit()
+    assert len(optimizer.param_groups) == 1
+    again.fit(duration='12ep', schedulers=CosineAnnealingScheduler())  # thaws, and the other group is back
+    again.save_checkpoint(str(tmp_path / 'checkpoint.pt'))
+    (saved,) = torch.load(tmp_path / 'checkpoint.pt', weights_only=False)['state']['optimizers'].values()
+    assert [len(group['params']) for group in saved['param_groups']] == [2, 12]
+    assert len(optimizer.param_groups) == 1
+
+
 def test_second_fit_after_a_finished_one():
     freezeout = FreezeOut(0.5)
     again = run('sgd-momentum', False, freezeout)
