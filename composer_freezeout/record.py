@@ -20,6 +20,7 @@ from composer.utils import dist, map_collection
 from torch.optim import Optimizer
 
 from composer_freezeout.algorithm import FreezeOut
+from composer_freezeout.groups import UNIT
 
 __all__ = ['FORMAT', 'Recorder', 'Stopwatch', 'environment', 'json_safe', 'write_json']
 
@@ -281,7 +282,7 @@ def _group_keys(optimizer: Optimizer) -> list[str]:
     # A unit has several groups where the optimizer was given several.
     keys: list[str] = []
     for index, group in enumerate(optimizer.param_groups):
-        unit = group.get('freezeout_unit')
+        unit = group.get(UNIT)
         key = f'group{index}' if unit is None else unit
         copies = sum(other == key or other.startswith(f'{key}#') for other in keys)
         keys.append(f'{key}#{copies + 1}' if copies else key)
@@ -297,12 +298,12 @@ def _effective(optimizer: Optimizer) -> dict[str, Any]:
     scalars = (bool, int, float, str, type(None))
     groups = [
         {
-            'unit': group.get('freezeout_unit'),
+            'unit': group.get(UNIT),
             'parameters': sum(p.numel() for p in group['params']),
             **{
                 key: list(value) if isinstance(value, tuple) else value
                 for key, value in group.items()
-                if key != 'freezeout_unit'
+                if key != UNIT
                 and all(isinstance(item, scalars) for item in (value if isinstance(value, tuple) else (value,)))
             },
         }
