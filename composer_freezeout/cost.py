@@ -1,8 +1,9 @@
 """What freezing saves, predicted from what a training step costs with ``k`` frozen units."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
-__all__ = ['predicted_saving']
+__all__ = ['in_stages', 'predicted_saving']
 
 
 def predicted_saving(step_costs: Sequence[float], freeze_times: Sequence[float]) -> float:
@@ -28,3 +29,16 @@ def predicted_saving(step_costs: Sequence[float], freeze_times: Sequence[float])
     starts = (0.0, *freeze_times[:-1])
     spent = sum(cost * (end - start) for cost, start, end in zip(step_costs, starts, freeze_times, strict=True))
     return 1 - spent / step_costs[0]
+
+
+def in_stages(step_costs: Sequence[float], stages: Sequence[int]) -> list[float]:
+    """Cost of a step with ``k`` units due to freeze, where they freeze in stages.
+
+    Args:
+        step_costs (Sequence[float]): ``step_costs[k]``: cost of one step with the first ``k`` units frozen.
+        stages (Sequence[int]): Numbers of frozen units that the training passes through, ascending from 0.
+
+    Returns:
+        list[float]: As many costs: for each ``k`` that of the last stage that is complete.
+    """
+    return [step_costs[stages[bisect_right(stages, due) - 1]] for due in range(len(step_costs))]

@@ -1,10 +1,5 @@
-"""Predicts from FLOPs what share of a training run an algorithm saves.
+"""Predicts from FLOPs what share of a training run an algorithm saves."""
 
-The FLOPs are those of the real model's real steps, forward and backward, as torch's counter sees them: nothing is
-assumed about how the backward pass compares to the forward pass, or about what a layer costs.
-"""
-
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,33 +8,31 @@ from composer.algorithms import LayerFreezing
 from composer.algorithms.layer_freezing.layer_freezing import freeze_layers
 from composer.core import Algorithm
 from composer.models import ComposerModel
-from composer.utils import map_collection
-from torch.utils.flop_counter import FlopCounterMode
 
 from composer_freezeout.algorithm import FreezeOut
-from composer_freezeout.cost import predicted_saving
-from composer_freezeout.freezing import UnitFreezer
+from composer_freezeout.cost import in_stages, predicted_saving
+from composer_freezeout.flops import on_meta, step_flops, step_flops_by_units_frozen
 from composer_freezeout.partition import Partition, partition_model, trace_usage
-from composer_freezeout.schedule import freeze_stages, freeze_times, units_frozen
+from composer_freezeout.schedule import freeze_stages, freeze_times
 
-__all__ = ['freezeout_saving', 'layer_freezing_saving', 'predict_saving', 'step_flops']
+__all__ = ['freezeout_saving', 'layer_freezing_saving', 'match_layer_freezing', 'partition_for', 'predict_saving']
+
+_RESOLUTION = 2**14  # steps of freeze_start that are told apart
 
 
-def step_flops(model: ComposerModel, batch: Any) -> int:
-    """FLOPs of one forward and backward pass, with what is trainable now.
+def partition_for(model: ComposerModel, batch: Any, freezeout: FreezeOut) -> Partition:
+    """The units that FreezeOut will make of a model.
 
     Args:
-        model (ComposerModel): The model; its gradients are cleared.
-        batch (Any): A batch; FLOPs are proportional to its size.
+        model (ComposerModel): The model, before training.
+        batch (Any): An example batch, two samples suffice.
+        freezeout (FreezeOut): The algorithm.
 
     Returns:
-        int: Floating-point operations, a multiplication and an addition counted as two.
+        Partition: The units.
     """
-    with FlopCounterMode(display=False) as counter:
-        loss: Any = model.loss(model(batch), batch)
-        loss.backward()
-    model.zero_grad()
-    return counter.get_total_flops()
+    usage = trace_usage(model, lambda: model.loss(model(batch), batch))
+    return partition_model(model, usage, freezeout.layers, freezeout.granularity)
 
 
 def freezeout_saving(model: ComposerModel, batch: Any, freezeout: FreezeOut) -> float:
@@ -53,16 +46,10 @@ def freezeout_saving(model: ComposerModel, batch: Any, freezeout: FreezeOut) -> 
     Returns:
         float: In ``[0, 1)``.
     """
-    partition = _partition(model, batch, freezeout)
-    model, batch = _shapes_only(model, batch)
-    freezer = UnitFreezer(model, partition.units, freezeout.batchnorm)
-    times = freeze_times(len(partition.units), freezeout.t_0, freezeout.how_scale)
-    stages = freeze_stages(len(partition.units), freezeout.max_stages)
-    costs = [step_flops(model, batch)]
-    for start in times[:-1]:
-        changed = freezer.set_frozen(units_frozen(start, times, stages))
-        costs.append(step_flops(model, batch) if changed else costs[-1])
-    return predicted_saving(costs, times)
+    units = partition_for(model, batch, freezeout).units
+    costs = step_flops_by_units_frozen(model, batch, units)
+    stages = freeze_stages(len(units), freezeout.max_stages)
+    return predicted_saving(in_stages(costs, stages), freeze_times(len(units), freezeout.t_0, freezeout.how_scale))
 
 
 def layer_freezing_saving(model: ComposerModel, batch: Any, layer_freezing: LayerFreezing, epochs: int) -> float:
@@ -77,18 +64,64 @@ def layer_freezing_saving(model: ComposerModel, batch: Any, layer_freezing: Laye
     Returns:
         float: In ``[0, 1)``.
     """
-    model, batch = _shapes_only(model, batch)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    whole = flops = step_flops(model, batch)
-    spent, depth = 0, 0
-    for epoch in range(1, epochs + 1):
-        spent += flops
-        new_depth, _ = freeze_layers(
-            model, optimizer, epoch / epochs, layer_freezing.freeze_start, layer_freezing.freeze_level
+    return _LayerFreezingRun(model, batch, epochs).saving(layer_freezing.freeze_start, layer_freezing.freeze_level)
+
+
+def match_layer_freezing(
+    model: ComposerModel, batch: Any, target: float, epochs: int, freeze_level: float = 1.0
+) -> tuple[float, float]:
+    """Finds the ``freeze_start`` with which Composer's ``LayerFreezing`` saves as much as something else does.
+
+    It freezes whole layers at the ends of epochs, so that not every saving can be had: the nearest one is taken.
+
+    Args:
+        model (ComposerModel): The model, with nothing frozen by an algorithm yet. It is not changed.
+        batch (Any): An example batch, two samples suffice.
+        target (float): Share of the FLOPs to save, in ``[0, 1)``.
+        epochs (int): Length of the run, in ``[1, ∞)``.
+        freeze_level (float): Share of the layers that are frozen in the end, in ``[0, 1]``.
+
+    Returns:
+        tuple[float, float]: ``freeze_start``, in ``[0, 1)``, and the saving that it brings.
+
+    Raises:
+        ValueError: If even freezing from the start saves less.
+    """
+    run = _LayerFreezingRun(model, batch, epochs)
+    early, late = 0.0, 1.0 - 1.0 / _RESOLUTION
+    if (most := run.saving(early, freeze_level)) < target:
+        raise ValueError(
+            f'LayerFreezing saves at most {most:.1%} in {epochs} epochs with freeze_level={freeze_level}, got a target '
+            f'of {target:.1%}; train for more epochs or take a smaller target'
         )
-        if new_depth != depth and epoch < epochs:
-            depth, flops = new_depth, step_flops(model, batch)
-    return 1 - spent / (whole * epochs)
+    # Saving falls in steps as freezing starts later; the interval ends up around the step that passes the target.
+    while late - early > 1.0 / _RESOLUTION:
+        middle = (early + late) / 2
+        early, late = (middle, late) if run.saving(middle, freeze_level) >= target else (early, middle)
+    start = min((early, late), key=lambda start: abs(run.saving(start, freeze_level) - target))
+    return round(start, 4), run.saving(round(start, 4), freeze_level)
+
+
+class _LayerFreezingRun:
+    """What a run with Composer's ``LayerFreezing`` costs, by going through its schedule on a model without data."""
+
+    def __init__(self, model: ComposerModel, batch: Any, epochs: int):
+        self.model, self.batch = on_meta(model, batch)
+        self.epochs = epochs
+        self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.flops = {0: step_flops(self.model, self.batch)}
+
+    def saving(self, freeze_start: float, freeze_level: float) -> float:
+        for parameter in self.trainable:
+            parameter.requires_grad = True
+        optimizer = torch.optim.SGD(self.trainable, lr=0.1)
+        spent = self.flops[0]
+        for epoch in range(1, self.epochs):
+            depth, _ = freeze_layers(self.model, optimizer, epoch / self.epochs, freeze_start, freeze_level)
+            if depth not in self.flops:
+                self.flops[depth] = step_flops(self.model, self.batch)
+            spent += self.flops[depth]
+        return 1 - spent / (self.flops[0] * self.epochs)
 
 
 def predict_saving(model: ComposerModel, batch: Any, algorithms: Sequence[Algorithm], epochs: int) -> float | None:
@@ -112,13 +145,3 @@ def predict_saving(model: ComposerModel, batch: Any, algorithms: Sequence[Algori
     if isinstance(algorithm, FreezeOut):
         return freezeout_saving(model, batch, algorithm)
     return layer_freezing_saving(model, batch, algorithm, epochs)
-
-
-def _shapes_only(model: ComposerModel, batch: Any) -> tuple[ComposerModel, Any]:
-    """A copy whose tensors have no data: operators are counted, not computed."""
-    return copy.deepcopy(model).to('meta').train(), map_collection(batch, lambda tensor: tensor.to('meta'))
-
-
-def _partition(model: ComposerModel, batch: Any, freezeout: FreezeOut) -> Partition:
-    usage = trace_usage(model, lambda: model.loss(model(batch), batch))
-    return partition_model(model, usage, freezeout.layers, freezeout.granularity)

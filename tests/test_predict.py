@@ -6,7 +6,7 @@ from composer.algorithms import LabelSmoothing, LayerFreezing
 from torch import nn
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.predict import predict_saving, step_flops
+from composer_freezeout.predict import match_layer_freezing, predict_saving
 
 from .training import CLASSES, classifier
 
@@ -26,15 +26,6 @@ A, B, C = (2 * 2 * m for m in (192 * 5, 5 * 6, 6 * CLASSES))
 STEP = [A + B + C + A + B + C + B + C, A + B + C + B + C + C, A + B + C + C]
 
 
-def test_flops_of_a_step():
-    model = classifier(network())
-    for k in range(3):
-        for layer in list(model.module)[1 : 1 + k]:
-            layer.requires_grad_(False)
-        assert step_flops(model, batch()) == STEP[k]
-    assert all(p.grad is None for p in model.parameters())
-
-
 def test_freezeout_by_hand():
     # linear, t_0 = 0.5: frozen at 0.5 and 0.75
     saving = predict_saving(classifier(network()), batch(), [LabelSmoothing(), FreezeOut(0.5, 'linear')], 4)
@@ -45,6 +36,22 @@ def test_layer_freezing_by_hand():
     # Of the two layers before the head it freezes int(2/4) = 0, int(4/4) = 1 and int(6/4) = 1 after epochs 1, 2 and 3.
     saving = predict_saving(classifier(network()), batch(), [LayerFreezing(freeze_start=0.0)], 4)
     assert saving == pytest.approx(1 - (2 * STEP[0] + 2 * STEP[1]) / (4 * STEP[0]), rel=1e-12)
+
+
+def test_layer_freezing_matched_to_a_saving():
+    # With 8 epochs depth is int(2 (epoch / 8 - start) / (1 - start)): several savings are possible.
+    model = classifier(network())
+    possible = {predict_saving(model, batch(), [LayerFreezing(s / 100)], 8) for s in range(100)}
+    assert len(possible) > 4
+    for saving in sorted(possible):
+        start, reached = match_layer_freezing(model, batch(), saving, 8)
+        assert reached == pytest.approx(saving, abs=1e-12)
+        assert predict_saving(model, batch(), [LayerFreezing(start)], 8) == reached
+    lowest, second = sorted(possible)[:2]
+    _, reached = match_layer_freezing(model, batch(), lowest + 0.7 * (second - lowest), 8)
+    assert reached == second
+    with pytest.raises(ValueError, match=r'LayerFreezing saves at most .* got a target of 90'):
+        match_layer_freezing(model, batch(), 0.9, 8)
 
 
 def test_without_freezing_nothing_is_saved_and_two_kinds_are_not_predicted():
