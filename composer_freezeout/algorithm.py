@@ -9,17 +9,20 @@ from typing import Any
 from composer.algorithms import SWA, LayerFreezing
 from composer.core import Algorithm, Event, Precision, State, Time, get_precision_context
 from composer.core.data_spec import default_split_batch
-from composer.loggers import Logger
+from composer.loggers import Logger, ProgressBarLogger
 from composer.optim import ConstantScheduler
 from torch import nn
 from torch.compiler import set_stance
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout import schedule
 from composer_freezeout.checkpoint import ADOPT, Saved, check_same_settings
 from composer_freezeout.compilation import DEFAULT_STAGES, compile_seconds, forget_compiled, is_compiled
+from composer_freezeout.cost import in_stages, predicted_saving
 from composer_freezeout.distributed import agree_on_buffers, reshard, restart_ddp
+from composer_freezeout.flops import step_flops_by_units_frozen
 from composer_freezeout.freezer import LayerFreezer, check_settings, check_warmup
 from composer_freezeout.freezing import BatchNormMode
 from composer_freezeout.partition import (
@@ -28,7 +31,7 @@ from composer_freezeout.partition import (
     partition_model,
     trace_usage,
 )
-from composer_freezeout.progress import as_progress, parse_warmup, progress
+from composer_freezeout.progress import as_progress, lengthened, parse_warmup, progress
 from composer_freezeout.schedule import HowScale
 
 __all__ = ['FreezeOut']
@@ -88,6 +91,9 @@ class FreezeOut(Algorithm):
         max_stages (int, optional): How often units may freeze, in ``[1, ∞)``. The units of a stage freeze together when
             the last of them is due; until then they stand still, all but their BatchNorm's statistics. Default:
             ``None``: no limit, or 4 if the model is compiled, as each stage is compiled anew.
+        const_time (bool, optional): Whether to lengthen the training, so that it takes the time that it would take
+            without FreezeOut: ``max_duration`` is divided by ``1 - s`` at the first batch, where ``s`` is the share of
+            the FLOPs that freezing saves. Default: ``False``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -104,6 +110,7 @@ class FreezeOut(Algorithm):
         batchnorm: BatchNormMode = 'eval',
         t_warmup: str | Time | None = None,
         max_stages: int | None = None,
+        const_time: bool = False,
     ) -> None:
         check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm)
         self.t_0 = t_0
@@ -117,6 +124,11 @@ class FreezeOut(Algorithm):
         schedule.freeze_stages(1, max_stages)
         self.max_stages = max_stages
         self.t_warmup = None if t_warmup is None else parse_warmup(t_warmup)
+        if not isinstance(const_time, bool):
+            raise TypeError(f'const_time must be True or False, got {const_time!r}')
+        self.const_time = const_time
+        self._stretch: float | None = None
+        self._lengthened_to: Time | None = None
         self._state: State | None = None
         self._freezer: LayerFreezer | None = None
         self._frozen_at: list[int] = []
@@ -149,6 +161,7 @@ class FreezeOut(Algorithm):
             # Kept for `load_state_dict`, which is not given it. In another Trainer everything starts anew.
             self._state, self._freezer, self._loaded = state, None, None
             self._frozen_at = []
+            self._stretch, self._lengthened_to = None, None
         elif event == Event.AFTER_LOAD:
             self._restore(state)
             self._check_early(state)
@@ -207,13 +220,15 @@ class FreezeOut(Algorithm):
                 'the train dataloader has no batches: its data set is empty, or smaller than a batch with '
                 'drop_last=True, or train_subset_num_batches is 0; give it at least one batch'
             )
-        self._warmup = 0.0 if self.t_warmup is None else as_progress(self.t_warmup, state)
+        self._set_warmup(state)
         self._compiled = is_compiled(state.model)
         self._restore(state)
         if self._freezer is not None:
             self._freezer.groups.track_optimizer(state.optimizers[0])
             self._freezer.groups.track_schedulers(state.schedulers)
             self._freezer.limit_stages(self._stage_limit())
+        if self.const_time:
+            self._check_lengthened(state)
         rivals = [name for name in map(_describe_scheduler, state.schedulers) if name is not None]
         if rivals:
             log.warning(
@@ -238,8 +253,14 @@ class FreezeOut(Algorithm):
         self._freezer = self._make_freezer(state, self._partition(state))
         self._freezer.limit_stages(self._stage_limit())
 
+    def _set_warmup(self, state: State) -> None:
+        self._warmup = 0.0 if self.t_warmup is None else as_progress(self.t_warmup, state)
+
     def _batch_start(self, state: State, logger: Logger) -> None:
         assert self._freezer is not None
+        if self.const_time and self._lengthened_to is None:
+            self._lengthen(state)
+            _renew_progress_bars(state, logger)
         done = progress(state)
         if self._freezer.batch_start(done, self._warmup):
             before, now = len(self._frozen_at), self._freezer.units_frozen
@@ -292,6 +313,48 @@ class FreezeOut(Algorithm):
             schedulers=state.schedulers,
         )
 
+    # --- constant time
+
+    def _check_lengthened(self, state: State) -> None:
+        """A training is lengthened once, at its first batch; one that goes on has been lengthened already."""
+        if self._is_lengthened(state):
+            return
+        if state.timestamp.batch == 0:
+            self._lengthened_to = None
+        elif self._stretch is not None and self._lengthened_to is None:
+            self._lengthen(state)  # of a checkpoint that was loaded before the length of an epoch was known
+        else:
+            raise ValueError(
+                'const_time lengthens a training at its first batch, and this one has begun without it or is given '
+                'another duration by `fit`; use const_time=False and the duration that you want'
+            )
+
+    def _is_lengthened(self, state: State) -> bool:
+        # Composer refuses to compare times of different units.
+        duration, ours = state.max_duration, self._lengthened_to
+        return duration is not None and ours is not None and duration.to_timestring() == ours.to_timestring()
+
+    def _lengthen(self, state: State) -> None:
+        assert state.max_duration is not None
+        if self._stretch is None:
+            self._stretch = 1 / (1 - self._predicted_saving(state))
+        self._lengthened_to = lengthened(state, self._stretch)
+        log.info('FreezeOut lengthens the training from %s to %s', state.max_duration, self._lengthened_to)
+        state.max_duration = self._lengthened_to
+        self._set_warmup(state)
+
+    def _predicted_saving(self, state: State) -> float:
+        assert self._freezer is not None
+        model, units = _unwrap(state.model), self._freezer.partition.units
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            raise ValueError(
+                'const_time cannot count the FLOPs of a model that is sharded by FSDP; use const_time=False and divide '
+                'max_duration by 1 - s, where s is the saving that `composer-freezeout plan` predicts'
+            )
+        with set_stance('force_eager'):
+            costs = step_flops_by_units_frozen(model, _microbatch(state), units)
+        return predicted_saving(in_stages(costs, self._freezer.stages), self._freezer.freeze_times)
+
     # --- checkpoints
 
     def _settings(self) -> dict[str, Any]:
@@ -304,6 +367,7 @@ class FreezeOut(Algorithm):
             'batchnorm': self.batchnorm,
             't_warmup': None if self.t_warmup is None else self.t_warmup.to_timestring(),
             'max_stages': self.max_stages,
+            'const_time': self.const_time,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -314,6 +378,8 @@ class FreezeOut(Algorithm):
             self._freezer.groups.split()
             removed = self._freezer.groups.units_removed
             state_dict |= Saved(self._freezer.partition, tuple(self._frozen_at), removed).state_dict()
+        if self._stretch is not None:
+            state_dict['stretch'] = self._stretch
         return state_dict
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -331,6 +397,13 @@ class FreezeOut(Algorithm):
         if self._freezer is not None:
             # The checkpoint has the shape of the original groups.
             self._freezer.groups.join()
+        if self.const_time:
+            self._stretch = state.get('stretch')
+            # Before Composer asks whether there is anything left to train.
+            now = self._state
+            known = now is not None and now.max_duration is not None and now.dataloader_len is not None
+            if now is not None and known and self._stretch is not None and not self._is_lengthened(now):
+                self._lengthen(now)
 
     def _restore(self, state: State) -> None:
         """Freezes what was frozen, and removes what was removed, when the checkpoint was made."""
@@ -372,6 +445,15 @@ def _microbatch(state: State) -> Any:
             return default_split_batch(state.batch, size)[0]
     except (NotImplementedError, ValueError):  # of a kind that only the user's own DataSpec can split
         return state.batch
+
+
+def _renew_progress_bars(state: State, logger: Logger) -> None:
+    # They are made for one unit of the duration.
+    for destination in logger.destinations:
+        if isinstance(destination, ProgressBarLogger) and destination.train_pbar:
+            destination.train_pbar.close()
+            destination.train_pbar = None
+            destination.epoch_start(state, logger)
 
 
 def _unwrap(model: nn.Module) -> Any:

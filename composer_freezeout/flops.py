@@ -46,7 +46,12 @@ def on_meta(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     Returns:
         tuple[Any, Any]: The copy of the model, in training mode, and that of the batch.
     """
-    return copy.deepcopy(model).to('meta').train(), map_collection(batch, lambda tensor: tensor.to('meta'))
+    duplicate = copy.deepcopy(model).to('meta').train()
+    for module in duplicate.modules():
+        # A compiled method that stands in the instance is still that of the original.
+        if hasattr(vars(module).get('forward'), '_torchdynamo_orig_callable'):
+            del module.forward
+    return duplicate, map_collection(batch, lambda tensor: tensor.to('meta'))
 
 
 def step_flops(model: ComposerModel, batch: Any) -> int:

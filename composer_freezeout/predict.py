@@ -125,7 +125,7 @@ class _LayerFreezingRun:
 
 
 def predict_saving(model: ComposerModel, batch: Any, algorithms: Sequence[Algorithm], epochs: int) -> float | None:
-    """Share of the FLOPs that the freezing algorithm among some algorithms saves.
+    """Share of the FLOPs that the freezing algorithm among some algorithms saves, given the run's duration.
 
     Args:
         model (ComposerModel): The model, with nothing frozen by an algorithm yet. It is not changed.
@@ -143,5 +143,7 @@ def predict_saving(model: ComposerModel, batch: Any, algorithms: Sequence[Algori
         return 0.0
     (algorithm,) = freezing
     if isinstance(algorithm, FreezeOut):
+        if algorithm.const_time:
+            return 0.0  # what it saves it trains longer
         return freezeout_saving(model, batch, algorithm)
     return layer_freezing_saving(model, batch, algorithm, epochs)

@@ -2,7 +2,7 @@
 
 from composer.core import State, Time, TimeUnit
 
-__all__ = ['as_progress', 'parse_warmup', 'progress']
+__all__ = ['as_progress', 'lengthened', 'parse_warmup', 'progress']
 
 
 def progress(state: State) -> float:
@@ -57,6 +57,26 @@ def as_progress(time: Time, state: State) -> float:
         f't_warmup={time.to_timestring()!r} cannot be compared with max_duration={duration.to_timestring()!r}; give it '
         "in the same unit or as a fraction, such as '0.05dur'"
     )
+
+
+def lengthened(state: State, factor: float) -> Time:
+    """The training's duration, multiplied.
+
+    Args:
+        state (State): The trainer's state, with a duration.
+        factor (float): In ``[1, ∞)``.
+
+    Returns:
+        Time: In batches where the duration is in epochs, of which Composer counts whole ones only.
+
+    Raises:
+        ValueError: If the number of batches in an epoch is unknown.
+    """
+    duration = state.max_duration
+    assert duration is not None, 'Composer refuses to fit without it'
+    if duration.unit == TimeUnit.EPOCH:
+        return Time(round(duration.value * _batches_per_epoch(state) * factor), TimeUnit.BATCH)
+    return Time(round(duration.value * factor), duration.unit)
 
 
 def parse_warmup(t_warmup: str | Time) -> Time:

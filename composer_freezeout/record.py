@@ -8,6 +8,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,17 +67,37 @@ class Stopwatch:
         return time.perf_counter()
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """Where a span of batches with the same trainable parameters began.
+
+    Attributes:
+        batch (int): Batches trained before it, in ``[1, ∞)``.
+        seconds (float): Reading of the clock, in ``[0, ∞)``.
+        trainable (int): Number of trainable tensors.
+        trainable_parameters (int): Number of trainable parameters.
+        units_frozen (int, optional): Number of frozen units; None without FreezeOut.
+    """
+
+    batch: int
+    seconds: float
+    trainable: int
+    trainable_parameters: int
+    units_frozen: int | None
+
+
 class Recorder(Callback):
     """Measures a run: times, metrics of each epoch, and the learning rates that the optimizer really used.
 
     Training time runs from ``FIT_START`` to ``FIT_END`` and stands still during evaluation. It travels with
-    checkpoints, so that the record of a resumed run is that of the whole run.
+    checkpoints, so that the record of a resumed run is that of the whole run. It is also told apart by what was
+    trainable, in segments of batches between one freeze and the next.
 
     Args:
         max_points (int): Points kept of the trace of learning rates, besides the last one, in ``[2, ∞)``.
     """
 
-    def __init__(self, max_points: int = 500):
+    def __init__(self, max_points: int = 250):
         if max_points < 2:
             raise ValueError(f'max_points must be at least 2, got {max_points}')
         self.max_points = max_points
@@ -87,10 +108,15 @@ class Recorder(Callback):
         self.units: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
         self.resumed_at: list[int] = []
+        self.first_batch_seconds: float | None = None
+        self.segments: list[dict[str, Any]] = []
         self.example: Any = None
         self._trace: list[tuple[int, dict[str, float]]] = []
         self._last_point: tuple[int, dict[str, float]] | None = None
         self._stride = 1
+        self._parameters: list[torch.nn.Parameter] = []
+        self._segment: _Segment | None = None
+        self._batches_done = 0
         self._fitting = False
         self._evaluated = False
         self._loss_sum, self._loss_count = 0.0, 0
@@ -105,12 +131,14 @@ class Recorder(Callback):
         if state.timestamp.batch.value:
             self.resumed_at.append(state.timestamp.batch.value)
         self._fitting = True
+        self._parameters = list(state.model.parameters())
         self.training.start()
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Stops the clock."""
         self._fitting = False
         self.training.stop()
+        self._close_segment(state.timestamp.batch.value)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         """Pauses the clock."""
@@ -139,9 +167,13 @@ class Recorder(Callback):
     # Measurements
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Keeps two samples of the first batch, for what is computed after training."""
+        """Keeps two samples of the first batch, for what is computed later; begins a segment after a freeze."""
         if self.example is None:
             self.example = map_collection(state.batch, lambda tensor: tensor[:2].cpu())
+        # Algorithms have done their work of this event. The clock is read, and the device waited for, at changes only.
+        if self._segment is not None and self._segment.trainable != self._count_trainable():
+            self._close_segment(state.timestamp.batch.value)
+            self._open_segment(state)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Reads the live optimizer, after its step and before any scheduler's."""
@@ -158,8 +190,14 @@ class Recorder(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Adds up the loss."""
+        self._batches_done = state.timestamp.batch.value
         self._loss_sum += sum(state.total_loss_dict.values())
         self._loss_count += 1
+        if self._segment is None:
+            # The first batch allocates, traces and compiles: it tells nothing about the others.
+            if self.first_batch_seconds is None:
+                self.first_batch_seconds = self.training.seconds()
+            self._open_segment(state)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """Ends the epoch's row: its evaluation is over, and its checkpoint not yet written."""
@@ -195,6 +233,38 @@ class Recorder(Callback):
         self.units = [row for a in state.algorithms if isinstance(a, FreezeOut) for row in a.unit_table()]
         self._evaluated = False
         self._loss_sum, self._loss_count = 0.0, 0
+
+    # Segments
+
+    def _count_trainable(self) -> int:
+        return sum(parameter.requires_grad for parameter in self._parameters)
+
+    def _open_segment(self, state: State) -> None:
+        units = [row for a in state.algorithms if isinstance(a, FreezeOut) for row in a.unit_table()]
+        self._segment = _Segment(
+            batch=state.timestamp.batch.value,
+            seconds=self.training.seconds(),
+            trainable=self._count_trainable(),
+            trainable_parameters=sum(p.numel() for p in self._parameters if p.requires_grad),
+            units_frozen=sum(row['frozen'] for row in units) if units else None,
+        )
+
+    def _segments_until(self, batch: int) -> list[dict[str, Any]]:
+        """All segments, the open one up to some batch."""
+        if self._segment is None or batch <= self._segment.batch:
+            return self.segments
+        row = {
+            'batch': self._segment.batch,
+            'batches': batch - self._segment.batch,
+            'seconds': self.training.seconds() - self._segment.seconds,
+            'units_frozen': self._segment.units_frozen,
+            'trainable_parameters': self._segment.trainable_parameters,
+        }
+        return [*self.segments, row]
+
+    def _close_segment(self, batch: int) -> None:
+        self.segments = self._segments_until(batch)
+        self._segment = None
 
     # Results
 
@@ -238,7 +308,9 @@ class Recorder(Callback):
             'units': self.units,
             'epochs': self.epochs,
             'lr_trace': self.lr_trace(),
+            'segments': self.segments,
             'training_seconds': training,
+            'first_batch_seconds': self.first_batch_seconds,
             'evaluation_seconds': self.evaluation.seconds(),
             'data_wait_seconds': waiting,
             'data_wait_share': waiting / training if training else None,
@@ -257,6 +329,8 @@ class Recorder(Callback):
             'units': self.units,
             'epochs': self.epochs,
             'resumed_at': self.resumed_at,
+            'first_batch_seconds': self.first_batch_seconds,
+            'segments': self._segments_until(self._batches_done),
             'trace': self._trace,
             'last_point': self._last_point,
             'stride': self._stride,
@@ -272,6 +346,8 @@ class Recorder(Callback):
         self.units = state['units']
         self.epochs = state['epochs']
         self.resumed_at = state['resumed_at']
+        self.first_batch_seconds = state['first_batch_seconds']
+        self.segments = state['segments']
         self._trace = state['trace']
         self._last_point = state['last_point']
         self._stride = state['stride']

@@ -203,6 +203,48 @@ def test_a_checkpoint_carries_the_record(clock, sgd):
     assert resumed.lr_trace() == recorder.lr_trace()
 
 
+def test_segments_end_where_something_freezes(clock):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def run(recorder: Recorder, batches: range) -> None:
+        now = state(batches.start, optimizer)
+        now.model = model
+        recorder.fit_start(now, NO_LOGGER)
+        for batch in batches:
+            now = state(batch, optimizer)
+            now.model, now.batch = model, torch.zeros(2)
+            if batch == 5:
+                model[0].requires_grad_(False)
+            recorder.batch_start(now, NO_LOGGER)
+            clock.now += 100 if batch == batches.start else 2 if batch < 5 else 1
+            now.timestamp.batch.value += 1
+            recorder.batch_end(now, NO_LOGGER)
+
+    def end(recorder: Recorder, batch: int) -> None:
+        recorder.fit_end(state(batch, optimizer), NO_LOGGER)
+
+    def row(batch: int, batches: int, seconds: float, parameters: int) -> dict[str, Any]:
+        measured = {'batch': batch, 'batches': batches, 'seconds': seconds}
+        return {**measured, 'units_frozen': None, 'trainable_parameters': parameters}
+
+    whole = Recorder()
+    run(whole, range(8))
+    end(whole, 8)
+    assert whole.first_batch_seconds == 100
+    assert whole.segments == [row(1, 4, 8, 25), row(5, 3, 3, 16)]
+
+    # The first batch of a resumed run allocates anew, and is in no segment either.
+    model.requires_grad_(True)
+    first, second = Recorder(), Recorder()
+    run(first, range(4))
+    second.load_state_dict(first.state_dict())
+    run(second, range(4, 8))
+    end(second, 8)
+    assert second.first_batch_seconds == 100
+    assert second.segments == [row(1, 3, 6, 25), row(5, 3, 3, 16)]
+
+
 def test_json_has_no_nan(tmp_path):
     content = {'a': float('nan'), 'b': [float('inf'), 1.5], 'c': (1, None, True, 'x'), 2: {}}
     assert json_safe(content) == {'a': None, 'b': [None, 1.5], 'c': [1, None, True, 'x'], '2': {}}
