@@ -29,6 +29,7 @@ __all__ = [
     'ImageFolder',
     'ModelConfig',
     'RunConfig',
+    'Streaming',
     'Synthetic',
     'apply_overrides',
     'describe',
@@ -114,6 +115,12 @@ def _time_string(value: object) -> object:
     # A bare number would be taken as epochs by Composer; which unit is meant should be readable in the file.
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise ValueError(f"needs a unit: '{value}ep' (epochs) or '{value}ba' (batches)")
+    return value
+
+
+def _size(value: str) -> str:
+    if not re.fullmatch(r'0*[1-9]\d*(kb|mb|gb|tb)', value):
+        raise ValueError("must be a whole number above 0 with a unit: '500mb', '200gb' or '1tb'")
     return value
 
 
@@ -250,13 +257,9 @@ class Digits(_TrainTest):
         return self.channels
 
 
-class ImageFolder(_Data):
-    """Images in ``root/split/<class>/``, decoded once into memory (``cache``) or every time they are needed."""
+class _ImageFiles(_Data):
+    """Images of any size: a random part (training) or the centre (evaluation) is resized to ``image_size``."""
 
-    name: Literal['image_folder']
-    root: str
-    split: str | None = None
-    cache: bool = False
     image_size: Annotated[int, Field(ge=8)] | None = None
     mean: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)] = [
         0.485,
@@ -269,19 +272,54 @@ class ImageFolder(_Data):
     eval_split: ClassVar[str] = 'val'
     train_augment: ClassVar[Augment | None] = Augment(flip=True)
 
+    def _check_resizing(self, where: str, instead: str = '') -> None:
+        if self.augment is not None and self.augment.crop_padding:
+            raise ValueError(
+                f'augment.crop_padding={self.augment.crop_padding} has no meaning {where} '
+                f'(a random part of the image is resized instead); remove it {instead}'.rstrip()
+            )
+        if self.image_size is None:
+            self.image_size = 224
+
+
+class ImageFolder(_ImageFiles):
+    """Images in ``root/split/<class>/``, decoded once into memory (``cache``) or every time they are needed."""
+
+    name: Literal['image_folder']
+    root: str
+    split: str | None = None
+    cache: bool = False
+
     @model_validator(mode='after')
     def _check_cache(self) -> 'ImageFolder':
         if self.cache and self.image_size is not None:
             raise ValueError(
                 'image_size has no meaning with cache: true (images keep their size); remove one of the two'
             )
-        if not self.cache and self.augment is not None and self.augment.crop_padding:
-            raise ValueError(
-                f'augment.crop_padding={self.augment.crop_padding} has no meaning with cache: false '
-                '(a random part of the image is resized instead); remove it or set cache: true'
-            )
-        if not self.cache and self.image_size is None:
-            self.image_size = 224
+        if not self.cache:
+            self._check_resizing('with cache: false', 'or set cache: true')
+        return self
+
+
+class Streaming(_ImageFiles):
+    """Images in MDS shards in ``remote/split``, fetched to ``local/split`` while they are needed.
+
+    Their columns are those that MosaicML's ``streaming.vision`` writes: ``x`` (the image) and ``y`` (the class).
+    """
+
+    name: Literal['streaming']
+    local: str
+    remote: str | None = None
+    split: str | None = None
+    cache_limit: Annotated[str, AfterValidator(_size)] | None = None
+    predownload: Count | None = None
+    num_canonical_nodes: Count | None = None
+    download_retry: Natural = 2
+    download_timeout: Annotated[float, Field(gt=0)] = 60
+
+    @model_validator(mode='after')
+    def _check(self) -> 'Streaming':
+        self._check_resizing('here')
         return self
 
 
@@ -306,7 +344,7 @@ class Synthetic(_TrainTest):
         return self.channels
 
 
-DataConfig = Annotated[Cifar10 | Cifar100 | Digits | ImageFolder | Synthetic, Field(discriminator='name')]
+DataConfig = Annotated[Cifar10 | Cifar100 | Digits | ImageFolder | Streaming | Synthetic, Field(discriminator='name')]
 
 
 class Checkpoint(_Section):

@@ -5,7 +5,6 @@ the device: loading is meant never to be what training waits for.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +17,9 @@ import torchvision
 from composer.core import DataSpec
 from composer.utils import dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchvision.datasets.folder import default_loader
+from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -32,6 +32,7 @@ from composer_freezeout.config import (
     Digits,
     Fault,
     ImageFolder,
+    Streaming,
     Synthetic,
 )
 
@@ -114,14 +115,20 @@ class Source:
     """A data set together with what the loader needs to know of it.
 
     Args:
-        dataset (Dataset): Map-style and sized.
+        dataset (Dataset): Map-style and sized, or a ``streaming.StreamingDataset``, which deals out its samples itself.
         normalize (Normalize): Applied on the device.
-        num_classes (int): Labels are in ``[0, num_classes)``.
+        num_classes (int, optional): Labels are in ``[0, num_classes)``; None where the files don't tell.
     """
 
     dataset: Dataset
     normalize: Normalize
-    num_classes: int
+    num_classes: int | None
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch over all processes."""
+        # The length of a streaming data set is that of this process's share.
+        return self.dataset.size if _is_streaming(self.dataset) else len(self.dataset)  # pyright: ignore
 
 
 def _cifar(config: Cifar10 | Cifar100, path: str, folder: type, mean: Sequence[float], std: Sequence[float]) -> Source:
@@ -179,17 +186,61 @@ def _image_folder(config: ImageFolder, path: str) -> Source:
         key = 'root' if not Path(config.root).is_dir() else 'split'
         fault = f'no folder {str(folder)!r}; it must hold one folder of images for each class'
         raise ConfigError([Fault(f'{path}.{key}', fault)])
+    transform = None if config.cache else _file_transform(config)
     try:
-        files = torchvision.datasets.ImageFolder(str(folder), transform=_file_transform(config))
+        files = torchvision.datasets.ImageFolder(str(folder), transform=transform)
     except FileNotFoundError as error:
         raise ConfigError([Fault(f'{path}.root', ' '.join(str(error).split()))]) from error
     dataset = _decoded(files, config, path) if config.cache else files
     return Source(dataset, Normalize(config.mean, config.std), len(files.classes))
 
 
-def _file_transform(config: ImageFolder) -> v2.Transform | None:
-    if config.image_size is None:
-        return None
+def _streaming(config: Streaming, path: str, seed: int) -> Source:
+    try:
+        # Imported here: the package is optional.
+        from composer_freezeout.mds import StreamingImages
+    except ImportError as error:
+        fault = f"{config.name!r} needs mosaicml-streaming ({error}); pip install 'composer-freezeout[streaming]'"
+        raise ConfigError([Fault(f'{path}.name', fault)]) from error
+    assert config.split is not None, 'filled in with the role'
+    key, place = ('local', config.local) if config.remote is None else ('remote', config.remote)
+    index = Path(config.local, config.split, 'index.json')
+    if config.remote is None and not index.is_file():
+        fault = f'no MDS data set in {str(index.parent)!r} (it has no index.json); write one there or give remote'
+        raise ConfigError([Fault(f'{path}.{key}', fault)])
+    batch_size = per_rank(config.batch_size, path)
+    try:
+        dataset = StreamingImages(
+            remote=config.remote,
+            local=config.local,
+            split=config.split,
+            transform=_file_transform(config),
+            batch_size=batch_size,
+            shuffle=bool(config.shuffle),
+            shuffle_seed=seed,
+            cache_limit=config.cache_limit,
+            predownload=config.predownload,
+            num_canonical_nodes=config.num_canonical_nodes,
+            download_retry=config.download_retry,
+            download_timeout=config.download_timeout,
+        )
+    except Exception as error:  # each kind of storage has errors of its own
+        message = ' '.join(str(error).split())
+        fault = f'{place!r} cannot be opened, split {config.split!r} ({type(error).__name__}: {message})'
+        raise ConfigError([Fault(f'{path}.{key}', fault)]) from error
+    columns = list(dataset.shards[0].column_names)
+    if not {'x', 'y'} <= set(columns):
+        fault = f'{place!r} has the columns {columns}, not x (the image) and y (the class); write it with these'
+        raise ConfigError([Fault(f'{path}.{key}', fault)])
+    return Source(dataset, Normalize(config.mean, config.std), None)
+
+
+def _is_streaming(dataset: Dataset) -> bool:
+    return isinstance(dataset, IterableDataset)
+
+
+def _file_transform(config: ImageFolder | Streaming) -> v2.Transform:
+    assert config.image_size is not None, 'filled in where images are resized'
     if config.augment is None:
         # The customary ratio of 256 to 224.
         steps = [v2.Resize(round(config.image_size * 256 / 224)), v2.CenterCrop(config.image_size)]
@@ -199,12 +250,16 @@ def _file_transform(config: ImageFolder) -> v2.Transform | None:
     return v2.Compose([*steps, v2.PILToTensor()])
 
 
-def _decoded(files: torchvision.datasets.ImageFolder, config: ImageFolder, path: str) -> ImageTensors:
-    def decode(sample: tuple[str, int]) -> Tensor:
-        return pil_to_tensor(default_loader(sample[0]))
+def _decode(file: str) -> Tensor:
+    # torchvision's own decoder is several times as fast as Pillow, also in threads, but knows fewer formats.
+    try:
+        return read_image(file, ImageReadMode.RGB)
+    except RuntimeError:
+        return pil_to_tensor(default_loader(file))
 
-    with ThreadPoolExecutor() as threads:
-        images = list(threads.map(decode, files.samples))
+
+def _decoded(files: torchvision.datasets.ImageFolder, config: ImageFolder, path: str) -> ImageTensors:
+    images = [_decode(file) for file, _ in files.samples]
     for (file, _), image in zip(files.samples, images, strict=True):
         if image.shape != images[0].shape:
             (_, height, width), (_, other_height, other_width) = images[0].shape, image.shape
@@ -235,12 +290,13 @@ _SOURCES = {
 }
 
 
-def open_source(config: DataConfig, path: str = 'train_data') -> Source:
+def open_source(config: DataConfig, path: str = 'train_data', seed: int = 0) -> Source:
     """Opens a data set.
 
     Args:
         config (DataConfig): Its section, with the role's defaults filled in.
         path (str): Key path of the section, for errors.
+        seed (int): For the order of the samples, where that is the data set's own business.
 
     Returns:
         Source: The data set and how to normalise it.
@@ -248,6 +304,8 @@ def open_source(config: DataConfig, path: str = 'train_data') -> Source:
     Raises:
         ConfigError: If its files are missing or unfit.
     """
+    if isinstance(config, Streaming):
+        return _streaming(config, path, seed)
     return _SOURCES[config.name](config, path)
 
 
@@ -288,29 +346,33 @@ def build_data(config: DataConfig, path: str, *, num_classes: int, seed: int, de
         ConfigError: If the data cannot be opened, has another number of classes, or is less than a batch.
     """
     batch_size = per_rank(config.batch_size, path)
-    source = open_source(config, path)
-    samples = len(source.dataset)  # pyright: ignore[reportArgumentType]
-    if source.num_classes != num_classes:
+    source = open_source(config, path, seed)
+    if source.num_classes not in (None, num_classes):
         fault = f'is {num_classes}, but {path} ({config.name}) has {source.num_classes} classes; make them equal'
         raise ConfigError([Fault('model.num_classes', fault)])
-    if config.drop_last and samples < config.batch_size:
-        fault = f'{config.batch_size} is more than the {samples} samples there are, which leaves no full batch'
+    if config.drop_last and source.samples < config.batch_size:
+        fault = f'{config.batch_size} is more than the {source.samples} samples there are, which leaves no full batch'
         raise ConfigError([Fault(f'{path}.batch_size', f'{fault}; take a smaller one or set drop_last: false')])
     drop_last, shuffle = bool(config.drop_last), bool(config.shuffle)
-    loader = DataLoader(
-        source.dataset,
-        batch_size=batch_size,
-        sampler=dist.get_sampler(source.dataset, drop_last=drop_last, shuffle=shuffle, seed=seed),
-        drop_last=drop_last,
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
-        pin_memory=device == 'gpu',
-        collate_fn=_as_is if isinstance(source.dataset, ImageTensors) else None,
-    )
+    shared: dict[str, Any] = {
+        'batch_size': batch_size,
+        'drop_last': drop_last,
+        'num_workers': config.num_workers,
+        'persistent_workers': config.num_workers > 0,
+        'pin_memory': device == 'gpu',
+        'collate_fn': _as_is if isinstance(source.dataset, ImageTensors) else None,
+    }
+    if _is_streaming(source.dataset):
+        from streaming import StreamingDataLoader  # pyright: ignore[reportMissingImports]
+
+        loader = StreamingDataLoader(source.dataset, **shared)
+    else:
+        sampler = dist.get_sampler(source.dataset, drop_last=drop_last, shuffle=shuffle, seed=seed)
+        loader = DataLoader(source.dataset, sampler=sampler, **shared)
     # Composer has a transform after its own copy to the device, but algorithms that look at a whole batch would then
     # see bytes; copying in the first one gives them what the network sees.
     target = torch.device('cuda', dist.get_local_rank()) if device == 'gpu' else torch.device('cpu')
-    return DataSpec(loader, batch_transforms=source.normalize.to(target))
+    return DataSpec(loader, num_samples=source.samples, batch_transforms=source.normalize.to(target))
 
 
 def _as_is(batch: Any) -> Any:

@@ -1,6 +1,8 @@
 """Data sets by name, and batches of them."""
 
 import pickle
+import sys
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -11,8 +13,11 @@ from composer.utils import dist
 from PIL import Image
 from pydantic import TypeAdapter
 
-from composer_freezeout.config import Augment, ConfigError, DataConfig
-from composer_freezeout.data import ImageTensors, Normalize, augmented, build_data, open_source, per_rank
+from composer_freezeout.build import assemble
+from composer_freezeout.config import Augment, ConfigError, DataConfig, load
+from composer_freezeout.data import ImageTensors, Normalize, Source, augmented, build_data, open_source, per_rank
+
+YAMLS = Path(__file__).parent.parent / 'yamls'
 
 
 def section(name: str, role: str = 'train', **keys):
@@ -291,3 +296,146 @@ def test_another_number_of_classes(folder):
 def test_keys_that_contradict_each_other(keys):
     with pytest.raises(ValueError):
         section('image_folder', root='data', **keys)
+
+
+# Streaming
+
+
+def test_streaming_without_its_package_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'streaming', None)
+    monkeypatch.delitem(sys.modules, 'composer_freezeout.mds', raising=False)
+    with pytest.raises(ConfigError, match=r"train_data\.name: .*pip install 'composer-freezeout\[streaming\]'"):
+        open_source(section('streaming', local=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ('keys', 'part'),
+    [
+        ({}, 'local'),
+        ({'local': 'x', 'augment': {'crop_padding': 4}}, 'crop_padding=4 has no meaning here'),
+        ({'local': 'x', 'cache_limit': '200'}, "'200gb'"),
+        ({'local': 'x', 'cache_limit': 200}, 'string'),
+    ],
+)
+def test_streaming_keys(keys, part):
+    with pytest.raises(ValueError, match=part):
+        section('streaming', **keys)
+
+
+def test_samples_of_a_set_that_deals_them_out_itself_are_those_of_all_processes():
+    class Share(torch.utils.data.IterableDataset):
+        size = 10
+
+        def __len__(self):
+            return 5
+
+        def __iter__(self):
+            return iter(range(5))
+
+    assert Source(Share(), Normalize([0.5], [0.5]), None).samples == 10
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Writes a split of numbered images, every third one of them grey, in MDS format."""
+    pytest.importorskip('streaming')
+    from streaming import MDSWriter  # pyright: ignore[reportMissingImports]
+    from streaming.base.util import clean_stale_shared_memory  # pyright: ignore[reportMissingImports]
+
+    def write(samples=12, split='train', label='y'):
+        columns = {'x': 'png', label: 'int'}
+        with MDSWriter(out=str(tmp_path / 'mds' / split), columns=columns, size_limit=2000) as writer:
+            for index in range(samples):
+                image = (
+                    Image.new('L', (20, 30), 100) if index % 3 == 0 else Image.new('RGB', (40, 20), (index, 100, 200))
+                )
+                writer.write({'x': image, label: index})
+        return str(tmp_path / 'mds')
+
+    yield write
+    clean_stale_shared_memory()
+
+
+def labels_of(loader) -> list[int]:
+    return [label for _, labels in loader for label in labels.tolist()]
+
+
+@pytest.mark.parametrize('role', ['train', 'eval'])
+def test_streaming_gives_images_of_one_size_and_three_channels(shards, role):
+    local = shards(split='train' if role == 'train' else 'val')
+    (images, labels), *rest = batches(section('streaming', role, local=local, image_size=16), num_classes=12)
+    assert images.shape == (4, 3, 16, 16) and images.dtype == torch.float32
+    assert labels.dtype == torch.int64 and len(rest) == 2
+    green = (100 / 255 - 0.456) / 0.224
+    assert torch.allclose(images[:, 1], torch.tensor(green), atol=1e-4)
+
+
+def test_streaming_evaluation_keeps_order_and_rest(shards):
+    spec = build_data(section('streaming', 'eval', local=shards(10, 'val')), 'eval_data', num_classes=12, seed=0)
+    assert spec.num_samples == 10 and len(spec.dataloader) == 3  # pyright: ignore[reportArgumentType]
+    assert labels_of(spec.dataloader) == list(range(10))
+
+
+def test_streaming_shuffles_by_seed_and_epoch_and_drops_the_rest(shards):
+    local = shards(10)
+
+    def loader(seed):
+        return build_data(section('streaming', local=local), 'train_data', num_classes=12, seed=seed).dataloader
+
+    first, other = loader(5), loader(6)
+    order = labels_of(first)
+    assert len(order) == 8 and len(set(order)) == 8 and order != sorted(order)
+    assert labels_of(loader(5)) == order
+    assert labels_of(first) != order
+    assert labels_of(other) != order
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize(('interval', 'checkpoint'), [('5ba', 'ep1-ba5'), ('1ep', 'ep1-ba3'), ('1ep', 'ep2-ba6')])
+def test_streaming_goes_on_where_a_checkpoint_was_saved(shards, tmp_path, interval, checkpoint, workers):
+    """Within an epoch of three batches and at its end; who sees the same batches ends with the same weights."""
+    data = (
+        f'{{name: streaming, local: {shards()}, image_size: 32, batch_size: 4, augment: null, num_workers: {workers}}}'
+    )
+    small = [f'train_data={data}', 'eval_data=null', 'model.num_classes=12', 'max_duration=3ep', 'progress_bar=false']
+
+    def weights(name, **checkpoint_keys):
+        keys = [f'checkpoint.{key}={value}' for key, value in checkpoint_keys.items()]
+        file = YAMLS / 'resnet8_cifar10_jpeg' / 'baseline.yaml'
+        overrides = [*small, *keys, 'train_subset_num_batches=null', f'output={tmp_path / name}']
+        trainer = assemble(load(file, overrides)).build().trainer
+        trainer.fit()
+        trainer.close()
+        return trainer.state.model.state_dict()
+
+    whole = weights('whole', interval=interval)
+    saved = tmp_path / 'whole' / 'checkpoints' / f'{checkpoint}-rank0.pt'
+    resumed = weights('resumed', load_path=saved)
+    assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
+
+
+def test_streaming_fetches_what_is_not_there(shards, tmp_path):
+    remote = shards()
+    config = section('streaming', local=str(tmp_path / 'cache'), remote=remote)
+    assert sorted(label for _, batch in batches(config, num_classes=12) for label in batch.tolist()) == list(range(12))
+    assert (tmp_path / 'cache' / 'train' / 'index.json').is_file()
+
+
+def test_streaming_data_that_are_not_there(shards, tmp_path):
+    local = shards()
+    with pytest.raises(ConfigError, match=r"train_data\.local: no MDS data set in '.*nowhere/train'"):
+        open_source(section('streaming', local=str(tmp_path / 'nowhere')))
+    with pytest.raises(ConfigError, match=r"eval_data\.local: no MDS data set in '.*mds/val'"):
+        open_source(section('streaming', 'eval', local=local), 'eval_data')
+    with pytest.raises(ConfigError, match=r"train_data\.remote: '.*nowhere' cannot be opened"):
+        open_source(section('streaming', local=str(tmp_path / 'cache'), remote=str(tmp_path / 'nowhere')))
+
+
+def test_streaming_needs_images_and_classes(shards):
+    with pytest.raises(ConfigError, match=r"train_data\.local: .* has the columns \['label', 'x'\]"):
+        open_source(section('streaming', local=shards(label='label')))
+
+
+def test_streaming_with_too_few_samples_for_a_batch(shards):
+    with pytest.raises(ConfigError, match=r'train_data\.batch_size: 4 is more than the 3 samples'):
+        batches(section('streaming', local=shards(3)))

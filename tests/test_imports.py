@@ -15,6 +15,7 @@ PACKAGE = Path(composer_freezeout.__file__).parent
 ORDER = [
     'schedule',
     'cost',
+    'stats',
     'config',
     'partition',
     'groups',
@@ -24,17 +25,21 @@ ORDER = [
     'compilation',
     'checkpoint',
     'progress',
+    'flops',
     'algorithm',
     'predict',
     'registry',
     'models',
+    'mds',
     'data',
     'record',
     'build',
     'run',
+    'comparison',
+    'comparison_plots',
     'report',
 ]
-WITHOUT_TORCH = ['schedule', 'cost', 'config', 'report']
+WITHOUT_TORCH = ['schedule', 'cost', 'stats', 'config', 'comparison', 'comparison_plots', 'report']
 CORE = [*ORDER[: ORDER.index('progress')]]
 
 

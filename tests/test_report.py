@@ -1,62 +1,299 @@
+"""The terminal's table and the report: complete, escaped, and the same every time."""
+
+import importlib.util
 import io
-from typing import Any
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
 
 import matplotlib.image
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 
-from composer_freezeout.report import comparison_table, plot_learning_rates, results
+from composer_freezeout.comparison import Comparison, load
+from composer_freezeout.report import comparison_table, conclusion, outdated, plot_learning_rates, render, write_report
+
+from .records import edit, folder, record
+
+ROOT = Path(__file__).parent.parent
+ARMS = {
+    'baseline': [0.93, 0.931, 0.932],
+    'baseline_short': [0.90, 0.901, 0.902],
+    'layer_freezing': [0.91, 0.911, 0.912],
+    'freezeout': [0.92, 0.921, 0.922],
+}
+SECONDS = {'baseline_short': 80.0, 'layer_freezing': 79.0, 'freezeout': 80.0}
+PLOTS = {
+    'accuracy_time.svg',
+    'learning_curves.svg',
+    'learning_rates.svg',
+    'savings.svg',
+    'step_times.svg',
+    'memory.svg',
+}
+EVIL = '<script>alert(1)</script> | `a` *b* _c_ [d](e) "f" $g$ & \\'
 
 
-def record(seconds: float, accuracy: float | None = 0.9, predicted: float | None = 0.0) -> dict[str, Any]:
+class Page(HTMLParser):
+    """Tags, the text of the cells of each table row, and the values of some attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.rows: list[list[str]] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self._in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == 'tr':
+            self.rows.append([])
+        self._in_cell = self._in_cell or tag in ('td', 'th')
+        if tag in ('td', 'th'):
+            self.rows[-1].append('')
+
+    def handle_endtag(self, tag):
+        self._in_cell = self._in_cell and tag not in ('td', 'th')
+
+    def handle_data(self, data):
+        if self._in_cell:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope='module')
+def comparison(tmp_path_factory) -> Comparison:
+    failures = [{'arm': 'freezeout', 'seed': 3, 'exit_code': 137, 'message': EVIL}]
+    out = tmp_path_factory.mktemp('comparison')
+    folder(out, ARMS | {'baseline': [*ARMS['baseline'], 0.93]}, SECONDS, failures=failures, scale=0.25, family=EVIL)
+    for seed in range(3):
+        edit(out / f'freezeout/seed{seed}/record.json', 'run_name', value=EVIL)
+    return load(out)
+
+
+@pytest.fixture(scope='module')
+def files(comparison) -> dict[str, str]:
+    return render(comparison)
+
+
+@pytest.fixture(scope='module')
+def pages(files) -> dict[str, Page]:
     return {
-        'training_seconds': seconds,
-        'final': {} if accuracy is None else {'MulticlassAccuracy': accuracy},
-        'predicted_saving': predicted,
+        'html': Page(files['report.html']),
+        'md': Page(MarkdownIt('gfm-like', {'linkify': False}).render(files['report.md'])),
     }
 
 
-def shown(rows: Any, title: str = 'title') -> str:
-    console = Console(file=io.StringIO(), width=100)
-    console.print(comparison_table(rows, title))
-    return console.file.getvalue()
+def shown(comparison: Comparison, width: int = 110) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(comparison_table(comparison))
+    return stream.getvalue()
 
 
-def test_savings_are_relative_to_the_baseline():
-    records = {'baseline': record(20.0), 'freezeout': record(15.0, 0.88, 0.2), 'slower': record(25.0, None, None)}
-    baseline, freezeout, slower = results(records)
-    assert (baseline.measured_saving, baseline.predicted_saving) == (None, None)
-    assert (freezeout.measured_saving, freezeout.predicted_saving) == (0.25, 0.2)
-    assert (slower.measured_saving, slower.predicted_saving, slower.accuracy) == (-0.25, None, None)
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip('│').split('│')]
 
 
-def test_without_a_baseline_there_is_nothing_to_compare_with():
-    with pytest.raises(ValueError, match="no record of the arm 'baseline'"):
-        results({'freezeout': record(15.0)})
+# --- the terminal
 
 
-def test_the_table_shows_losses_as_well():
-    text = shown(results({'baseline': record(20.0), 'freezeout': record(25.0, 0.5, 0.2)}))
-    (line,) = [line for line in text.splitlines() if 'freezeout' in line]
-    assert [cell.strip() for cell in line.strip('│').split('│')] == ['freezeout', '50.00%', '25.0', '-25.0%', '20.0%']
+def test_the_table_of_several_seeds(tmp_path):
+    lines = shown(load(folder(tmp_path, ARMS, SECONDS))).splitlines()
+    (number,) = [number for number, line in enumerate(lines) if cells(line)[0] == 'freezeout']
+    assert cells(lines[number]) == ['freezeout', '92.10', '80.0', '20.0', '20.0', '−1.00', '+2.00']
+    assert cells(lines[number + 1]) == ['', '± 0.10', '± 0.8', '± 1.1', '', 'p < 0.001', 'p < 0.001']
 
 
-def test_names_are_not_markup():
-    assert '[red]arm[/red]' in shown(results({'baseline': record(1.0), '[red]arm[/red]': record(1.0)}), '[b]title')
-    assert '[b]title' in shown(results({'baseline': record(1.0)}), '[b]title')
+def test_the_table_of_one_seed_has_no_spread_and_shows_losses(tmp_path):
+    text = shown(load(folder(tmp_path, {'baseline': [0.9], 'freezeout': [0.5]}, {'freezeout': 125.0})), width=80)
+    (line,) = [line for line in text.splitlines() if '│ freezeout' in line]
+    assert cells(line) == ['freezeout', '50.00', '125.0', '−25.0', '20.0', '−40.00']
+    assert '±' not in text and ' p' not in text.replace('predicted', '').replace('points', '')
 
 
-def test_the_plot(tmp_path):
-    units = [
-        {'name': 'module.a', 't_i': 0.5, 'frozen_at_batch': 5},
-        {'name': 'module.b', 't_i': 1.0, 'frozen_at_batch': None},
-    ]
-    trace = {'batch': list(range(10)), 'lr': {'module.a': [0.2] * 5 + [None] * 5, 'module.b': [0.1] * 10}}
-    run = {'run_name': 'a run', 'units': units, 'lr_trace': trace, 'effective': {'total_batches': 10}}
+def test_the_table_fits_a_narrow_terminal(tmp_path):
+    arms = ARMS | {'freezeout_squared_unscaled': [0.9, 0.901, 0.902]}
+    text = shown(load(folder(tmp_path, arms, SECONDS)), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert '…' not in text and all(number in text for number in ('92.10', '± 0.10', '+2.00'))
+
+
+def test_names_are_not_markup_in_the_terminal(tmp_path):
+    folder(tmp_path, {'baseline': [0.9], '[red]arm[': [0.9]}, family='[b]title')
+    assert '[red]arm[' in shown(load(tmp_path)) and '[b]title' in shown(load(tmp_path))
+
+
+# --- the verdict in words
+
+
+@pytest.mark.parametrize(
+    ('accuracies', 'sentence'),
+    [
+        (
+            [0.92, 0.921, 0.922],
+            'freezeout pays: its accuracy is 2.00 points higher than baseline_short’s (95 % interval +',
+        ),
+        ([0.88, 0.881, 0.882], 'freezeout does not pay: its accuracy is 2.00 points lower than baseline_short’s'),
+        ([0.89, 0.901, 0.92], 'Undecided whether freezeout pays: its accuracy is 0.27 points higher'),
+        (
+            [0.92],
+            'Undecided whether freezeout pays: its accuracy is 1.90 points higher than baseline_short’s (1 and 3 runs',
+        ),
+        ([], 'No verdict: freezeout has no finished run.'),
+    ],
+)
+def test_the_first_sentence_is_the_verdict(accuracies, sentence, tmp_path):
+    first = conclusion(load(folder(tmp_path, ARMS | {'freezeout': accuracies}, SECONDS)))[0]
+    assert first.startswith(sentence)
+    if accuracies:
+        assert first.endswith('it took 20.0 % less training time than baseline, 1.000 times that of baseline_short.')
+        assert ('the interval includes zero' in first) == (len(accuracies) == 3 and first.startswith('Undecided'))
+
+
+def test_a_difference_in_more_time_is_told_as_such(tmp_path):
+    first = conclusion(load(folder(tmp_path, ARMS, SECONDS | {'freezeout': 110.0})))[0]
+    assert first.startswith('Undecided') and ', but in more time; it took 10.0 % more training time' in first
+
+
+def test_reservations(comparison, tmp_path):
+    text = '\n'.join(conclusion(comparison))
+    assert 'epochs and batches per epoch × 0.25' in text and '1 run failed' in text and '2 runs are not there' in text
+    assert 'demonstration' not in text
+    folder(tmp_path, {'baseline': [0.9], 'freezeout': [0.8]})
+    edit(tmp_path / 'freezeout/seed0/record.json', 'hardware', 'threads', value=8)
+    text = '\n'.join(conclusion(load(tmp_path, allow_mixed=True)))
+    assert 'One seed is a demonstration' in text and 'not comparable (1 difference' in text
+
+
+# --- the report
+
+
+def test_everything_is_in_both_reports(comparison, pages, files):
+    assert set(files) == {'report.md', 'report.html'} | PLOTS
+    for page in pages.values():
+        rows = [[cell.strip() for cell in row] for row in page.rows]
+        (results,) = [row for row in rows if row[0] == 'freezeout' and row[1] == '3' and len(row) == 9]
+        assert results[2] == '92.10 ± 0.10' and results[5] == '0.800 ± 0.013' and results[6:8] == ['20.0', '20.0']
+        runs = [row for row in rows if len(row) == 10 and row[0] != 'arm']
+        assert [(row[0], int(row[1])) for row in runs] == [(run.arm, run.seed) for run in comparison.runs]
+        verdicts = {row[0]: row[-1] for row in rows if len(row) == 8}
+        assert (verdicts['freezeout'], verdicts['layer_freezing']) == ('pays', 'pays')
+        assert ['memory bytes', '17179869184 (16.0 GiB)'] in rows
+        assert ['git commit', 'abc123'] in rows
+    for text in (files['report.md'], files['report.html']):
+        for words in ('failed with exit code 137', 'seed 3: no record', 'layer_freezing_matched, ', '× 0.25'):
+            assert words in text
+        assert comparison.command in text
+
+
+def test_text_from_outside_is_text(pages, files):
+    assert 'script' not in pages['html'].tags and 'script' not in pages['md'].tags
+    assert 'em' not in pages['md'].tags and 'code' in pages['md'].tags  # the command's
+    for page in pages.values():
+        assert any(row[-1].strip() == EVIL for row in page.rows)
+    assert '<script' not in ''.join(files.values())
+    # XML that can be read, with the title as text.
+    for name in PLOTS:
+        xml.etree.ElementTree.fromstring(files[name])
+
+
+def test_the_page_needs_no_other_file_and_no_network(pages):
+    page = pages['html']
+    assert not {'link', 'script', 'iframe', 'object'} & set(page.tags)
+    sources = [value or '' for name, value in page.attributes if name == 'src']
+    assert len(sources) == len(PLOTS) and all(value.startswith('data:image/svg+xml;base64,') for value in sources)
+    alternatives = [value for name, value in page.attributes if name == 'alt']
+    assert len(alternatives) == len(sources) and all(alternatives)
+
+
+def test_links_lead_to_files(comparison, files, tmp_path):
+    targets = {unquote(t) for t in re.findall(r'\]\((\S+?)\)', files['report.md']) if not t.startswith('e)')}
+    assert {run.path for run in comparison.runs} <= targets and targets >= PLOTS
+    hrefs = [value for name, value in Page(files['report.html']).attributes if name == 'href']
+    assert hrefs == [run.path for run in comparison.runs]
+
+
+def test_it_repeats_to_the_byte(comparison, files, tmp_path):
+    # In another process, with other hash seeds, settings and time zone.
+    code = (
+        'import sys, matplotlib; matplotlib.rcParams["axes.linewidth"] = 9\n'
+        'from pathlib import Path\n'
+        'from composer_freezeout.comparison import load\n'
+        'from composer_freezeout.report import write_report\n'
+        'write_report(load(Path(sys.argv[1])), Path(sys.argv[2]))\n'
+    )
+    out = tmp_path / 'out'
+    out.mkdir()
+    source = folder(tmp_path / 'in', ARMS, SECONDS)
+    environment = os.environ | {'PYTHONHASHSEED': '123', 'TZ': 'Asia/Tokyo', 'SOURCE_DATE_EPOCH': '1'}
+    subprocess.run([sys.executable, '-c', code, str(source), str(out)], check=True, timeout=120, env=environment)
+    expected = render(load(source))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        name: text.encode() for name, text in expected.items()
+    }
+
+
+def test_writing_removes_plots_that_are_no_more(tmp_path):
+    folder(tmp_path, {'baseline': [0.9], 'freezeout': [0.8]})
+    gone = {tmp_path / 'learning_rates.svg', tmp_path / 'step_times.svg'}
+    for path in gone:
+        path.write_text('of an earlier report')
+    for key in ('units', 'segments'):
+        edit(tmp_path / 'freezeout/seed0/record.json', key, value=[])
+    comparison = load(tmp_path)
+    names = {'report.md', 'report.html'} | PLOTS
+    assert set(outdated(comparison, tmp_path)) == {tmp_path / name for name in names}
+    assert set(write_report(comparison, tmp_path)) == {tmp_path / name for name in names} - gone
+    assert outdated(comparison, tmp_path) == [] and not any(path.exists() for path in gone)
+
+
+def test_runs_without_evaluations_still_make_a_report(tmp_path):
+    files = render(load(folder(tmp_path, {'baseline': [None], 'freezeout': [None]})))
+    assert 'accuracy_time.svg' not in files and 'there are no two accuracies to compare' in files['report.md']
+
+
+# --- the command
+
+
+def test_the_command(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location('report_command', ROOT / 'benchmarks' / 'report.py')
+    assert spec is not None and spec.loader is not None
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+
+    assert command.main([str(tmp_path)]) == 2
+    assert 'comparison.json cannot be read' in capsys.readouterr().err
+    folder(tmp_path, {'baseline': [0.9], 'freezeout': [0.8]})
+    assert command.main([str(tmp_path), '--check']) == 1
+    assert f'{tmp_path / "report.md"} is not up to date' in capsys.readouterr().out
+    assert not (tmp_path / 'report.md').exists()
+    assert command.main([str(tmp_path)]) == 0
+    assert command.main([str(tmp_path), '--check']) == 0
+    edit(tmp_path / 'freezeout/seed0/record.json', 'hardware', 'threads', value=8)
+    assert command.main([str(tmp_path)]) == 2
+    assert 'hardware.threads is 8 in freezeout/seed0/record.json' in capsys.readouterr().err
+    assert command.main([str(tmp_path), '--allow-mixed']) == 0
+    assert 'not comparable' in (tmp_path / 'report.md').read_text()
+
+
+# --- learning rates
+
+
+def test_the_plot_of_learning_rates(tmp_path, refusal):
+    run = record('freezeout', 0)
     plot_learning_rates(run, tmp_path / 'plot.png')
     image = matplotlib.image.imread(tmp_path / 'plot.png')
-    # Dark violet for the first unit and yellow-green for the last, as lines and as bars.
-    for colour in ((0.267, 0.005, 0.329), (0.79, 0.88, 0.12)):
+    # Blue for the first unit and orange for the last, as lines and as bars.
+    for colour in ((0.231, 0.510, 0.965), (0.976, 0.451, 0.086)):
         assert (abs(image[:, :, :3] - colour).max(axis=2) < 0.06).sum() > 1000
-    with pytest.raises(ValueError, match="'a run' has no FreezeOut units"):
+    plot_learning_rates(run, tmp_path / 'plot.svg')
+    xml.etree.ElementTree.parse(tmp_path / 'plot.svg')
+    with refusal("'family-freezeout' has no FreezeOut units"):
         plot_learning_rates(run | {'units': []}, tmp_path / 'other.png')

@@ -1,0 +1,128 @@
+"""The families of YAML files that are compared with each other: one folder each, one file for each arm."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from composer.core import Time, TimeUnit
+
+from composer_freezeout import registry
+from composer_freezeout.build import assemble
+from composer_freezeout.config import load, read_yaml
+from composer_freezeout.schedule import freeze_times
+
+YAMLS = Path(__file__).parent.parent / 'yamls'
+QUICKSTART = 'quickstart'
+FAMILIES = sorted(folder.name for folder in YAMLS.iterdir() if folder.is_dir())
+FULL = [family for family in FAMILIES if family != QUICKSTART]
+
+# how_scale, t_0, scale_lr, const_time
+FREEZEOUT = {
+    'freezeout': ('cubic', 0.8, True, False),
+    'freezeout_unscaled': ('cubic', 0.8, False, False),
+    'freezeout_squared': ('squared', 0.7, True, False),
+    'freezeout_squared_unscaled': ('squared', 0.7, False, False),
+    'freezeout_linear': ('linear', 0.5, True, False),
+    'freezeout_linear_unscaled': ('linear', 0.5, False, False),
+    'freezeout_const_time': ('cubic', 0.8, True, True),
+}
+ARMS = ['baseline', 'layer_freezing', *FREEZEOUT]
+FILES = [(family, file.stem) for family in FAMILIES for file in sorted((YAMLS / family).glob('*.yaml'))]
+
+
+def file_of(family: str, arm: str) -> Path:
+    return YAMLS / family / f'{arm}.yaml'
+
+
+def test_the_families_are_found():
+    assert {QUICKSTART, 'resnet8_cifar10_jpeg', 'resnet56_cifar10', 'resnet50_imagenet'} <= set(FAMILIES)
+
+
+@pytest.mark.parametrize('family', FULL)
+def test_a_family_has_a_file_for_each_arm(family):
+    assert sorted(arm for folder, arm in FILES if folder == family) == sorted(ARMS)
+
+
+def test_the_quickstart_has_three_arms():
+    assert [arm for family, arm in FILES if family == QUICKSTART] == ['baseline', 'freezeout', 'layer_freezing']
+
+
+@pytest.mark.parametrize(('family', 'arm'), FILES)
+def test_a_file_is_a_valid_run_named_after_its_place(family, arm):
+    config = load(file_of(family, arm))
+    assert config.run_name == f'{family.replace("_", "-")}-{arm}'
+    assert config.output == f'runs/{family}/{arm}'
+    assert all(registry.bind(registry.ALGORITHMS, entry, 'algorithms') for entry in config.algorithms)
+    registry.bind(registry.OPTIMIZERS, config.optimizer, 'optimizer', positional=1)
+    if config.scheduler is not None:
+        registry.bind(registry.SCHEDULERS, config.scheduler, 'scheduler')
+
+
+@pytest.mark.parametrize(('family', 'arm'), FILES)
+def test_arms_differ_in_name_method_and_schedule_only(family, arm):
+    def shared(name: str) -> dict:
+        raw = read_yaml(file_of(family, name))
+        del raw['run_name'], raw['output'], raw['algorithms']
+        raw.pop('scheduler', None)
+        return raw
+
+    assert shared(arm) == shared('baseline')
+
+
+@pytest.mark.parametrize(('family', 'arm'), FILES)
+def test_an_arm_has_the_settings_that_its_name_says(family, arm):
+    raw, baseline = read_yaml(file_of(family, arm)), read_yaml(file_of(family, 'baseline'))
+    if arm not in FREEZEOUT:
+        assert raw['scheduler'] == baseline['scheduler']
+        defaults = {'name': 'layer_freezing', 'freeze_start': 0.5, 'freeze_level': 1.0}
+        assert raw['algorithms'] == ([defaults] if arm == 'layer_freezing' else [])
+        return
+    assert 'scheduler' not in raw
+    how_scale, t_0, scale_lr, const_time = FREEZEOUT[arm]
+    expected = {'name': 'freezeout', 't_0': t_0, 'how_scale': how_scale, 'scale_lr': scale_lr}
+    if const_time:
+        expected['const_time'] = True
+    if 't_warmup' in baseline['scheduler']:
+        expected['t_warmup'] = baseline['scheduler']['t_warmup']
+    assert raw['algorithms'] == [expected]
+
+
+def test_the_first_unit_freezes_about_halfway_whatever_the_schedule():
+    firsts = [freeze_times(50, t_0, how_scale)[0] for how_scale, t_0, _, _ in FREEZEOUT.values()]
+    assert firsts == pytest.approx([0.5] * len(firsts), abs=0.02)
+
+
+@pytest.mark.parametrize('family', FULL)
+def test_a_warmup_is_a_share_of_the_run(family):
+    scheduler = read_yaml(file_of(family, 'baseline'))['scheduler']
+    t_warmup = scheduler.get('t_warmup')
+    assert scheduler['name'] == ('cosine_annealing_with_warmup' if t_warmup else 'cosine_annealing')
+    if t_warmup:
+        time = Time.from_timestring(t_warmup)
+        assert time.unit == TimeUnit.DURATION and 0 < time.value < 0.1
+
+
+def test_the_quickstart_file_is_its_freezeout_arm():
+    assert (YAMLS / 'quickstart.yaml').read_text() == file_of(QUICKSTART, 'freezeout').read_text()
+
+
+@pytest.mark.parametrize('family', FULL)
+def test_a_family_trains(family, tmp_path):
+    file = file_of(family, 'freezeout')
+    data = f'{{name: synthetic, num_classes: {load(file).model.num_classes}, num_samples: 4, batch_size: 2}}'
+    # A warm-up starts from a learning rate of 0: the second batch is the first that can change anything.
+    small = [
+        'train_subset_num_batches=null',
+        'max_duration=2ba',
+        'precision=fp32',
+        'device=cpu',
+        'progress_bar=false',
+        f'output={tmp_path}',
+    ]
+    trainer = assemble(load(file, [f'train_data={data}', 'eval_data=null', *small])).build().trainer
+    before = {name: parameter.clone() for name, parameter in trainer.state.model.named_parameters()}
+    trainer.fit()
+    trainer.close()
+    after = dict(trainer.state.model.named_parameters())
+    assert all(parameter.isfinite().all() for parameter in after.values())
+    assert any(not torch.equal(before[name], parameter) for name, parameter in after.items())
