@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from markupsafe import escape as markup_escape
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -225,12 +226,14 @@ def comparison_table(comparison: Comparison) -> Table:
     """
     results = arm_results(comparison)
     title = f'{comparison.family}, {_counted(len(comparison.seeds), "seed")}'
-    table = Table(title=escape(title), title_justify='left', title_style='bold')
+    # Eighty columns hold the longest of the usual names.
+    narrow: dict[str, Any] = {'box': SIMPLE_HEAD, 'show_edge': False, 'padding': 0}
+    table = Table(title=escape(title), title_justify='left', title_style='bold', **narrow)
     table.add_column('arm', overflow='fold')
     short = any(result.arm == BASELINE_SHORT for result in results)
     references = [('baseline', 'versus_baseline'), *([('short', 'versus_short')] if short else [])]
     headings = ['accuracy\n%', 'training\nseconds', 'saved\nmeasured\n%', 'saved\npredicted\n%']
-    for heading in (*headings, *(f'accuracy\n− {name}\npoints' for name, _ in references)):
+    for heading in (*headings, *(f'against\n{name}\npoints' for name, _ in references)):
         table.add_column(heading, justify='right', no_wrap=True)
     for result in results:
         table.add_row(
