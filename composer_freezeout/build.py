@@ -219,7 +219,8 @@ def _check_machine(config: RunConfig, attempts: _Faults) -> None:
         if config.microbatch_size == 'auto':
             attempts.add('microbatch_size', "'auto' needs a GPU, and this run is on the CPU; give a number or null")
     load_path = config.checkpoint.load_path if config.checkpoint is not None else None
-    if load_path is not None and '://' not in load_path and not Path(load_path).exists():
+    # Not what Composer fills in or fetches: 'ep1-rank{rank}.pt', 's3://…'.
+    if load_path is not None and not ('://' in load_path or '{' in load_path) and not Path(load_path).exists():
         attempts.add('checkpoint.load_path', f'no such file: {load_path!r}')
 
 

@@ -38,6 +38,10 @@ ORDER = [
     'comparison',
     'comparison_plots',
     'report',
+    'profile',
+    'plan',
+    'plan_plots',
+    'cli',
 ]
 WITHOUT_TORCH = ['schedule', 'cost', 'stats', 'config', 'comparison', 'comparison_plots', 'report']
 CORE = [*ORDER[: ORDER.index('progress')]]
