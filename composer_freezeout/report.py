@@ -254,7 +254,7 @@ def _stacked(text: str) -> str:
 
 def _terminal_difference(difference: Difference | None) -> str:
     text = _points(difference)
-    return text if difference is None or difference.p is None else f'{text}\np {_equals(difference.p)}'
+    return text if difference is None or difference.p is None else f'{text}\np {_p(difference.p)}'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
