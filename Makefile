@@ -25,7 +25,8 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@touch $@
 
 quickstart: $(INSTALLED)
-	$(BIN)/python benchmarks/compare.py yamls/quickstart --out runs/quickstart --overwrite
+	$(BIN)/python benchmarks/compare.py yamls/quickstart --out runs/quickstart --overwrite \
+		--arms baseline,baseline_short,layer_freezing,freezeout
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

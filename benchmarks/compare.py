@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from plan import Arm, Data, Refused, choose_arms, family_arms, in_order, plan, round_order, shortened
+from arms import Arm, Data, Refused, choose_arms, family_arms, in_order, read_arms, round_order, shortened
 from rich.console import Console
 from runner import Job, Outcome, Runner, Stopped, check_environment, finished, stoppable, warm_up, write_json
 
@@ -344,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with stoppable():
         try:
             names = choose_arms(family_arms(arguments.family), arguments.arms)
-            arms, data = plan(arguments.family, names, arguments.overrides, arguments.scale)
+            arms, data = read_arms(arguments.family, names, arguments.overrides, arguments.scale)
             seeds = range(arms[0].config.seed, arms[0].config.seed + arguments.seeds)
             manifest = new_manifest(arguments.family, names, seeds, arguments.scale, arguments.overrides, command)
             manifest = prepare_folder(out, manifest, arguments.overwrite)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from plan import Refused, and_more, differences
+from arms import Refused, and_more, differences
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -301,6 +301,7 @@ class Runner:
 
     def __exit__(self, *error: object) -> None:
         """Leaves the bar as it is."""
+        self.progress.update(self.task, left='')
         if self.console.is_terminal:
             self.progress.stop()
 
@@ -319,21 +320,23 @@ class Runner:
         self._count()
         self.say(f'[{self.done}/{self.total}] {label} seed {seed}: not run: {why}')
 
-    def train(self, job: Job, pending: Sequence[str]) -> Outcome:
+    def train(self, job: Job, pending: Sequence[str], kind: str = '') -> Outcome:
         """Does a run, and tells what came of it.
 
         Args:
             job (Job): The run.
             pending (Sequence[str]): Labels of the runs after it.
+            kind (str): What its time is noted under. Default: its label.
 
         Returns:
             Outcome: What came of it.
         """
-        left = _estimate(remaining_seconds([job.label, *pending], self.seconds))
+        kind = kind or job.label
+        left = _estimate(remaining_seconds([kind, *pending], self.seconds))
         self.progress.update(self.task, description=f'{job.label} seed {job.seed}', left=left)
         outcome = run(job)
         if outcome.record is not None:
-            self.seconds.setdefault(job.label, []).append(outcome.seconds)
+            self.seconds.setdefault(kind, []).append(outcome.seconds)
         self._count()
         estimate = _estimate(remaining_seconds(pending, self.seconds)) if pending else 'done'
         self.say(f'[{self.done}/{self.total}] {job.label} seed {job.seed}: {_result(outcome)}; {estimate}')

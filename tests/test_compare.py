@@ -1,5 +1,6 @@
 """The comparison runner, on the smallest network."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from composer_freezeout.config import ConfigError, load
@@ -19,8 +21,8 @@ from composer_freezeout.config import ConfigError, load
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 
+import arms  # noqa: E402
 import compare  # noqa: E402
-import plan  # noqa: E402
 import runner  # noqa: E402
 
 QUICKSTART = ROOT / 'yamls' / 'quickstart'
@@ -247,14 +249,14 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, capsys):
 def test_arms_of_a_family(tmp_path):
     for name in ('zebra', 'freezeout_linear', 'freezeout', 'baseline'):
         (tmp_path / f'{name}.yaml').touch()
-    assert plan.family_arms(tmp_path) == ['baseline', 'baseline_short', 'freezeout', 'freezeout_linear', 'zebra']
+    assert arms.family_arms(tmp_path) == ['baseline', 'baseline_short', 'freezeout', 'freezeout_linear', 'zebra']
     (tmp_path / 'layer_freezing.yaml').touch()
-    assert plan.family_arms(tmp_path)[:4] == ['baseline', 'baseline_short', 'layer_freezing', 'layer_freezing_matched']
+    assert arms.family_arms(tmp_path)[:4] == ['baseline', 'baseline_short', 'layer_freezing', 'layer_freezing_matched']
 
 
 def test_no_arm_is_always_at_the_same_place():
     names = ['baseline', 'baseline_short', 'a', 'b', 'freezeout']
-    rounds = [plan.round_order(names, number) for number in range(5)]
+    rounds = [arms.round_order(names, number) for number in range(5)]
     assert all(sorted(order) == sorted(names) for order in rounds)
     for order in rounds:
         assert order.index('baseline_short') > max(order.index('baseline'), order.index('freezeout'))
@@ -262,20 +264,20 @@ def test_no_arm_is_always_at_the_same_place():
         places = Counter(order.index(name) for order in rounds)
         assert max(places.values()) <= 2, name
     assert len({order[0] for order in rounds}) >= 4
-    assert plan.round_order(names, 5) == rounds[0]
+    assert arms.round_order(names, 5) == rounds[0]
 
 
 def test_without_the_shortened_baseline_every_arm_is_everywhere_once():
     names = list('abcd')
-    rounds = [plan.round_order(names, number) for number in range(4)]
+    rounds = [arms.round_order(names, number) for number in range(4)]
     assert all({order[place] for order in rounds} == set(names) for place in range(4))
 
 
 def test_layer_freezing_is_matched_to_freezeout():
-    arms, data = plan.plan(
+    found, data = arms.read_arms(
         QUICKSTART, ['baseline', 'layer_freezing_matched', 'freezeout'], ['max_duration=20ep', *SMALL[:3]], 1.0
     )
-    matched = {arm.name: arm for arm in arms}['layer_freezing_matched']
+    matched = {arm.name: arm for arm in found}['layer_freezing_matched']
     assert data.batches_per_epoch == 22
     (entry,) = matched.resolved['algorithms']
     assert 0 < entry['freeze_start'] < 0.5
@@ -286,9 +288,9 @@ def test_layer_freezing_is_matched_to_freezeout():
 
 
 def test_what_cannot_be_matched_is_said():
-    arms, _ = plan.plan(QUICKSTART, ['baseline', 'layer_freezing_matched'], ['max_duration=2ep', *SMALL[:3]], 1.0)
-    assert arms[1].resolved['algorithms'][0]['freeze_start'] == 0
-    assert arms[1].note.startswith('freeze_start=0: LayerFreezing saves at most')
+    found, _ = arms.read_arms(QUICKSTART, ['baseline', 'layer_freezing_matched'], ['max_duration=2ep', *SMALL[:3]], 1.0)
+    assert found[1].resolved['algorithms'][0]['freeze_start'] == 0
+    assert found[1].note.startswith('freeze_start=0: LayerFreezing saves at most')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -300,41 +302,41 @@ WARM_UP = ['scheduler.name=cosine_annealing_with_warmup', 'scheduler.t_warmup=3e
 
 def test_scaling_keeps_the_shape_of_the_schedule():
     config = load(BASELINE, ['max_duration=160ep', *WARM_UP[:1], 'scheduler.t_warmup=5ep'])
-    assert plan.scaled(config, 0.1, 48) == [
+    assert arms.scaled(config, 0.1, 48) == [
         'max_duration=16ep', 'train_subset_num_batches=5', 'scheduler.t_warmup=0.03125dur',
     ]  # fmt: skip
     config = load(FREEZEOUT, ['max_duration=160ep', 'algorithms.0.t_warmup=5ep'])
-    assert plan.scaled(config, 0.1, 48)[-1] == 'algorithms.0.t_warmup=0.03125dur'
-    assert plan.scaled(config, 1.0, 48) == []
+    assert arms.scaled(config, 0.1, 48)[-1] == 'algorithms.0.t_warmup=0.03125dur'
+    assert arms.scaled(config, 1.0, 48) == []
 
 
 def test_scaling_a_duration_in_batches():
     config = load(BASELINE, ['max_duration=1000ba'])
-    assert plan.scaled(config, 0.5, 100) == ['max_duration=250ba', 'train_subset_num_batches=50']
+    assert arms.scaled(config, 0.5, 100) == ['max_duration=250ba', 'train_subset_num_batches=50']
 
 
 def test_nothing_is_scaled_below_one():
     config = load(BASELINE, ['max_duration=12ep'])
-    assert plan.scaled(config, 0.001, 22) == ['max_duration=1ep', 'train_subset_num_batches=1']
+    assert arms.scaled(config, 0.001, 22) == ['max_duration=1ep', 'train_subset_num_batches=1']
 
 
 def test_times_as_shares():
     steps = ['scheduler.name=multi_step', 'scheduler.milestones=[6ep, 0.75dur, 220ba]']
     config = load(BASELINE, ['max_duration=12ep', *steps])
     # The last milestone is one of batches: 220 of 264.
-    assert plan.relative_times(config, 22) == ['scheduler.milestones=[0.5dur, 0.75dur, 0.83333333dur]']
-    relative = load(BASELINE, ['max_duration=12ep', *steps, *plan.relative_times(config, 22)])
-    assert plan.relative_times(relative, 22) == []
+    assert arms.relative_times(config, 22) == ['scheduler.milestones=[0.5dur, 0.75dur, 0.83333333dur]']
+    relative = load(BASELINE, ['max_duration=12ep', *steps, *arms.relative_times(config, 22)])
+    assert arms.relative_times(relative, 22) == []
 
 
 def test_a_shortened_run_warms_up_for_the_same_share():
     config = load(BASELINE, ['max_duration=12ep', *WARM_UP])
-    assert plan.shortened(config, 22, 131) == ['max_duration=131ba', 'scheduler.t_warmup=0.25dur']
+    assert arms.shortened(config, 22, 131) == ['max_duration=131ba', 'scheduler.t_warmup=0.25dur']
 
 
 def test_durations_that_count_no_batches_are_refused(refusal):
     with refusal("'5tok' cannot be shortened in batches", ConfigError):
-        plan.total_batches(load(BASELINE, ['max_duration=5tok']), 22)
+        arms.total_batches(load(BASELINE, ['max_duration=5tok']), 22)
 
 
 def test_batches_in_the_same_time():
@@ -395,13 +397,19 @@ def test_which_runs_count_as_finished(content, message, tmp_path, refusal):
     if message is None:
         assert runner.finished([one]) == {one: json.loads(content)}
     else:
-        with refusal(message, plan.Refused):
+        with refusal(message, arms.Refused):
             runner.finished([one])
+
+
+def alive(process: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def test_nothing_of_a_run_outlives_it(tmp_path):
     started = tmp_path / 'started'
-    child = f'["sh", "-c", "echo $$ > {started}; sleep 60"]'
+    child = f'["sh", "-c", "trap : TERM; echo $$ > {started}; while true; do sleep 0.1; done"]'
     code = f'import subprocess, time; subprocess.Popen({child}); time.sleep(60)'
 
     def stop(*_: object) -> None:
@@ -416,5 +424,7 @@ def test_nothing_of_a_run_outlives_it(tmp_path):
         helper.wait()
     finally:
         signal.signal(signal.SIGUSR1, before)
-    state = Path(f'/proc/{started.read_text().strip()}/stat')
-    assert not state.exists() or state.read_text().rpartition(')')[2].split()[0] == 'Z'
+    deadline = time.monotonic() + 10
+    while alive(int(started.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

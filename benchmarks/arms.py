@@ -27,7 +27,7 @@ __all__ = [
     'look_at_data',
     'make_arm',
     'matched_freeze_start',
-    'plan',
+    'read_arms',
     'relative_times',
     'resolve',
     'round_order',
@@ -442,7 +442,7 @@ def differences(one: Any, other: Any, path: str = '') -> dict[str, tuple[Any, An
     return found
 
 
-def plan(family: Path, names: Sequence[str], overrides: Sequence[str], scale: float) -> tuple[list[Arm], Data]:
+def read_arms(family: Path, names: Sequence[str], overrides: Sequence[str], scale: float) -> tuple[list[Arm], Data]:
     """Reads, scales and checks all arms.
 
     Args:
