@@ -1,0 +1,240 @@
+"""What a record of ``step_time.py`` says, and the bars that its numbers have to reach."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from composer_freezeout.cost import interpolated, predicted_saving
+from composer_freezeout.schedule import freeze_times
+from composer_freezeout.stats import CONFIDENCE
+
+__all__ = ['RECORD', 'Bar', 'Result', 'bars', 'interval', 'load_result']
+
+RECORD = 'step_time.json'
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number and what it has to reach.
+
+    Attributes:
+        name (str): What it is.
+        value (float, optional): None if this run cannot tell.
+        interval (tuple[float, float], optional): Its 95 % interval; None for what has no spread, as counts.
+        low (float): The least that it may be.
+        high (float): The most that it may be.
+        form (str): How numbers are written: a format with one place.
+        note (str): What restricts it, or why there is no value.
+    """
+
+    name: str
+    value: float | None
+    interval: tuple[float, float] | None
+    low: float
+    high: float
+    form: str
+    note: str = ''
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the value is within the bar; None if there is none."""
+        return None if self.value is None else self.low <= self.value <= self.high
+
+
+class Result:
+    """A record, with the questions that are asked of it.
+
+    Spreads are by bootstrap: rounds, in each of which all variants had their turn, are drawn with replacement, the same
+    for all variants. So what made a round slow for all of them is no spread of a ratio.
+
+    Args:
+        record (Mapping[str, Any]): Content of the record's file.
+
+    Attributes:
+        record (Mapping[str, Any]): The same.
+        units (int): Number of units ``n``, in ``[1, ∞)``.
+        measured (list[int]): Numbers of frozen units at which steps were measured, ascending.
+    """
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.record = record
+        self.units = len(record['units'])
+        self.rows = {(row['variant'], row['units_frozen']): row for row in record['rows']}
+        self.measured = sorted({frozen for _, frozen in self.rows})
+        self.seconds = {key: np.asarray(row['seconds']) for key, row in self.rows.items()}
+        rounds = len(record['rows'][0]['seconds'])
+        # The sample itself comes first.
+        draws = np.random.default_rng(0).integers(rounds, size=(_RESAMPLES, rounds))
+        self._draws = np.vstack([np.arange(rounds), draws])
+        self._medians = {
+            key: np.median(seconds[self._draws].reshape(len(self._draws), -1), axis=1)
+            for key, seconds in self.seconds.items()
+        }
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it ran on a GPU."""
+        return self.record['settings']['device'] == 'gpu'
+
+    @property
+    def ends(self) -> bool:
+        """Whether steps with none and with all but the last unit frozen were measured."""
+        return {0, self.units - 1} <= set(self.measured)
+
+    def step(self, variant: str, frozen: int = 0) -> np.ndarray:
+        """Median seconds of a step, shape ``(1 + resamples,)``: of the sample, then of what was drawn from it."""
+        return self._medians[variant, frozen]
+
+    def mean_step(self, variant: str) -> np.ndarray:
+        """Seconds of a step, averaged over a run with the default schedule, shape ``(1 + resamples,)``."""
+        times = freeze_times(self.units)
+        steps = np.stack([self.step(variant, frozen) for frozen in self.measured], axis=1)
+
+        def mean(sample: np.ndarray) -> float:
+            costs = interpolated(dict(zip(self.measured, sample.tolist(), strict=True)), self.units)
+            return costs[0] * (1 - predicted_saving(costs, times))
+
+        return np.array([mean(sample) for sample in steps])
+
+    def saving(self, variant: str) -> np.ndarray:
+        """Share of the time that a variant saves over a run, against Composer or the loop without freezing."""
+        whole = self.step('loop') if variant in ('loop', 'bound') else self.step('composer')
+        return 1 - self.mean_step(variant) / whole
+
+    def counts(self, variant: str, frozen: int) -> Mapping[str, int]:
+        """What was counted of a step."""
+        return self.rows[variant, frozen]['counts']
+
+
+def load_result(folder: Path) -> Result:
+    """Reads a record.
+
+    Args:
+        folder (Path): Where it is.
+
+    Returns:
+        Result: Its content.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    path = folder / RECORD
+    try:
+        return Result(json.loads(path.read_text(encoding='utf-8')))
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        reason = f'{type(error).__name__}: {error}' if not isinstance(error, OSError) else error.strerror
+        raise ValueError(f'{path}: not a record of step_time.py ({reason})') from None
+
+
+# --- bars
+
+
+def bars(result: Result) -> list[Bar]:
+    """What has to be reached, as far as steps of one process can tell.
+
+    Args:
+        result (Result): The record.
+
+    Returns:
+        list[Bar]: In the order of the summary.
+    """
+    every = [_before_freezing(result), _optimizer_calls(result), _share_kept(result), _python_time(result)]
+    return [*every, *_against_bound(result), _memory(result), *_compiled(result)]
+
+
+def _before_freezing(result: Result) -> Bar:
+    name = 'step before the first freeze, against Composer without an algorithm'
+    if 0 not in result.measured:
+        return Bar(name, None, None, 0, 1.01, '{:.3f}×', 'needs 0 among --stages')
+    return _bar(name, result.step('freezeout') / result.step('composer'), 0, 1.01, '{:.3f}×')
+
+
+def _optimizer_calls(result: Result) -> Bar:
+    name = 'operators of the optimizer, against one group: the most at any number of frozen units'
+    calls = {
+        variant: [result.counts(variant, frozen)['optimizer_operators'] for frozen in result.measured]
+        for variant in ('freezeout', 'loop')
+    }
+    worst = max(ours / theirs for ours, theirs in zip(calls['freezeout'], calls['loop'], strict=True))
+    return Bar(name, worst, None, 0, 1.5, '{:.2f}×', f'{result.units} units')
+
+
+def _share_kept(result: Result) -> Bar:
+    name = 'seconds saved over a run, as a share of what the loop saves'
+    if not result.ends:
+        return Bar(name, None, None, 0.95, np.inf, '{:.1%}', _needs_ends(result))
+    ours = result.step('composer') - result.mean_step('freezeout')
+    theirs = result.step('loop') - result.mean_step('loop')
+    return _bar(name, ours / theirs, 0.95, np.inf, '{:.1%}')
+
+
+def _python_time(result: Result) -> Bar:
+    name = "FreezeOut's Python time per batch"
+    # Of all numbers of frozen units together: a process that loses its core for a moment would decide the largest one.
+    samples = 1e6 * np.concatenate([result.rows['freezeout', k]['algorithm_seconds'] for k in result.measured])
+    low, middle, high = np.quantile(samples, [0.25, 0.5, 0.75])
+    note = f'{result.units} units; the interval is that of the quartiles'
+    return Bar(name, float(middle), (float(low), float(high)), 0, 100, '{:.0f} µs', note)
+
+
+def _against_bound(result: Result) -> list[Bar]:
+    name = 'step with all but the head frozen, against inference with folded BatchNorm and the head'
+    without = 'the same without what Composer adds to a step of the loop'
+    last = result.units - 1
+    if not result.ends:
+        return [Bar(line, None, None, 0, 1.05, '{:.3f}×', _needs_ends(result)) for line in (name, without)]
+    row = result.rows['bound', last]
+    folded = f'{row["norms_folded"]} of {row["norms_folded"] + row["norms_unfolded"]} BatchNorms folded'
+    ours, bound = result.step('freezeout', last), result.step('bound', last)
+    added = result.step('composer') - result.step('loop')
+    return [
+        _bar(name, ours / bound, 0, 1.05, '{:.3f}×', folded),
+        _bar(without, (ours - added) / bound, 0, 1.05, '{:.3f}×', f'{1e3 * added[0]:.2f} ms'),
+    ]
+
+
+def _memory(result: Result) -> Bar:
+    half = min(result.measured, key=lambda frozen: abs(frozen - result.units / 2))
+    counted, name = ('peak_memory_bytes', 'peak memory') if result.on_gpu else ('saved_bytes', 'activations saved')
+    ours, theirs = (result.counts(variant, half)[counted] for variant in ('freezeout', 'loop'))
+    note = f'{half} of {result.units} units frozen; {ours / 1e6:.4g} MB and {theirs / 1e6:.4g} MB'
+    return Bar(f'{name} with half the units frozen, against the loop', ours / theirs, None, 0.98, 1.02, '{:.4f}×', note)
+
+
+def _compiled(result: Result) -> list[Bar]:
+    if result.record['settings']['compile'] is None:
+        return []
+    name = "share of eager execution's relative saving that is kept, compiled"
+    eager = result.record['eager_saving']
+    if eager is None or not result.ends:
+        note = 'needs --eager' if eager is None else _needs_ends(result)
+        return [Bar(name, None, None, 0.95, np.inf, '{:.1%}', note)]
+    return [_bar(name, result.saving('freezeout') / eager, 0.95, np.inf, '{:.1%}', f'eager: {eager:.1%}')]
+
+
+def _needs_ends(result: Result) -> str:
+    return f'needs 0 and {result.units - 1} among --stages'
+
+
+def _bar(name: str, values: np.ndarray, low: float, high: float, form: str, note: str = '') -> Bar:
+    return Bar(name, float(values[0]), interval(values), low, high, form, note)
+
+
+def interval(values: np.ndarray) -> tuple[float, float] | None:
+    """The 95 % interval of what was drawn.
+
+    Args:
+        values (np.ndarray): Of the sample, then of what was drawn from it, shape ``(1 + resamples,)``.
+
+    Returns:
+        tuple[float, float], optional: Its ends; None of a single round, which says nothing of spread.
+    """
+    if np.all(values == values[0]):
+        return None
+    below, above = np.quantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(below), float(above)

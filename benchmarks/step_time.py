@@ -1,0 +1,345 @@
+"""Measures what a training step takes with ``k`` frozen units, in five ways that differ in who freezes.
+
+``python benchmarks/step_time.py --model resnet56 --out runs/step_time/resnet56``
+
+``loop`` is a hand-written PyTorch loop in which the first ``k`` units are frozen by hand: what can be saved. ``bound``
+is the same with all that needs no gradient as an inference graph, BatchNorm folded into the convolutions: no step with
+``k`` frozen units needs more. ``freezeout`` is Composer's Trainer with FreezeOut; ``layer_freezing`` with as many
+parameters frozen as Composer's LayerFreezing freezes them; ``composer`` has no algorithm.
+
+All of them and all ``k`` take turns in one process, in an order that is random in each round, so that a machine that
+slows down slows them all. A turn is a step that is thrown away and two that are timed, each up to the end of what it
+has enqueued on the device. Data are in memory before a step begins. With 0 units frozen ``bound`` is ``loop``, and
+``layer_freezing`` is ``composer``: their difference shows the noise.
+
+Beside times there are counts, which are the same on every machine. FOLDER/step_time.json has everything;
+``--plot-only FOLDER`` writes the summary and the plot anew from it.
+"""
+
+import argparse
+import gc
+import math
+import os
+import random
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from step_counts import Clock, compiled_graphs, count_step, measure_on_gpu
+from step_report import write_report
+from step_result import RECORD, bars, load_result
+from step_variants import VARIANTS, InComposer, InLoop, VariantName, make_variant
+from step_workload import OPTIMIZERS, TRANSFORMER, Variant, Workload, make_workload
+
+from composer_freezeout.config import ConfigError
+from composer_freezeout.profile import counts_to_measure
+from composer_freezeout.record import environment, json_safe, write_json
+
+FORMAT = 1
+# Steps of a turn: those thrown away, and those timed.
+UNTIMED, TIMED = 1, 2
+# Each variant may freeze, compile, and make the optimizer's state; the second round compiles what a freeze made void.
+WARM_UP_ROUNDS = 2
+
+
+class Refused(Exception):
+    """What was asked for cannot be done; its text says why."""
+
+
+@dataclass
+class Turns:
+    """The steps of one variant with some units frozen.
+
+    Attributes:
+        name (VariantName): The variant.
+        units_frozen (int): In ``[0, n)``.
+        counts (dict[str, int]): What was counted of a step.
+        seconds (list[list[float]]): Of each timed step, by round.
+        variant (Variant, optional): Once it has been made.
+    """
+
+    name: VariantName
+    units_frozen: int
+    counts: dict[str, int]
+    seconds: list[list[float]]
+    variant: Variant | None = None
+
+    def visit(self, device: torch.device) -> list[float]:
+        """Takes a turn.
+
+        Returns:
+            list[float]: Seconds of the timed steps.
+        """
+        assert self.variant is not None
+        clock = Clock(device)
+        self.variant.visit(clock)
+        return clock.seconds[UNTIMED:]
+
+    def row(self) -> dict[str, Any]:
+        """What the record says of it."""
+        row: dict[str, Any] = {'variant': self.name, 'units_frozen': self.units_frozen, 'counts': self.counts}
+        if isinstance(self.variant, InLoop):
+            row |= {'norms_folded': self.variant.norms_folded, 'norms_unfolded': self.variant.norms_unfolded}
+        if isinstance(self.variant, InComposer):
+            row |= {'layers_frozen': self.variant.layers_frozen}
+            if self.name == 'freezeout':
+                steps = self.variant.algorithm_seconds[WARM_UP_ROUNDS * (UNTIMED + TIMED) :]
+                timed = [s for index, s in enumerate(steps) if index % (UNTIMED + TIMED) >= UNTIMED]
+                row['algorithm_seconds'] = timed
+        return {**row, 'seconds': self.seconds}
+
+
+def measure(workload: Workload, frozen: Sequence[int], rounds: int, seed: int, console: Console) -> dict[str, Any]:
+    """Counts and times all variants.
+
+    Args:
+        workload (Workload): What is trained.
+        frozen (Sequence[int]): Numbers of frozen units, each in ``[0, n)``.
+        rounds (int): How many turns each variant has, in ``[1, ∞)``.
+        seed (int): Of the order.
+        console (Console): Where progress is told.
+
+    Returns:
+        dict[str, Any]: ``rows`` and ``graphs_while_timed`` of the record.
+    """
+    keys: list[tuple[VariantName, int]] = [
+        (name, k) for name in VARIANTS for k in ([0] if name == 'composer' else frozen)
+    ]
+    console.print(f'Counting in {len(keys)} variants of a step.', highlight=False)
+    turns = []
+    for name, k in keys:
+        make = partial(make_variant, name=name, units_frozen=k)
+        counts = count_step(make, workload)
+        if workload.device.type == 'cuda':
+            counts |= measure_on_gpu(make, workload)
+        turns.append(Turns(name, k, counts, []))
+    console.print('Warming up.', highlight=False)
+    for turn in turns:
+        turn.variant = make_variant(workload, turn.name, turn.units_frozen)
+    for _ in range(WARM_UP_ROUNDS):
+        # FreezeOut does so for the whole process when units freeze, which they all have done before the last round.
+        torch.compiler.reset()
+        for turn in turns:
+            before = compiled_graphs()
+            turn.visit(workload.device)
+            if workload.compile_backend is not None:
+                turn.counts['graphs'] = compiled_graphs() - before
+    graphs = compiled_graphs()
+    shuffler = random.Random(seed)
+    for number in range(rounds):
+        console.print(f'Round {number + 1} of {rounds}.', highlight=False)
+        # Collecting garbage takes long where there are so many objects, and would hit steps at random.
+        gc.collect()
+        gc.disable()
+        try:
+            for turn in shuffler.sample(turns, len(turns)):
+                turn.seconds.append(turn.visit(workload.device))
+        finally:
+            gc.enable()
+    rows = [turn.row() for turn in turns]
+    for turn in turns:
+        assert turn.variant is not None
+        turn.variant.close()
+    return {'rows': rows, 'graphs_while_timed': compiled_graphs() - graphs}
+
+
+def chosen_stages(text: str | None, num_units: int) -> list[int]:
+    """Numbers of frozen units to measure.
+
+    Args:
+        text (str, optional): Numbers with commas between them, or how many, evenly spread; None for the default.
+        num_units (int): Number of units ``n``, in ``[1, ∞)``.
+
+    Returns:
+        list[int]: Ascending, in ``[0, n)``.
+
+    Raises:
+        Refused: If it is neither, or a number is out of range.
+    """
+    if text is None:
+        return counts_to_measure(num_units)
+    parts = text.split(',')
+    if not all(part.strip().isdecimal() for part in parts):
+        raise Refused(f'--stages: must be numbers with commas between them, such as 0,10,55, or a count, got {text!r}')
+    numbers = sorted({int(part) for part in parts})
+    if len(parts) > 1:
+        if numbers[-1] >= num_units:
+            raise Refused(f'--stages: {numbers[-1]} of {num_units} units cannot be frozen; at most {num_units - 1} can')
+        return numbers
+    if numbers[0] < 2:
+        raise Refused(f'--stages: a count must be at least 2, got {numbers[0]}; numbers have commas, such as 0,1')
+    points = min(numbers[0], num_units)
+    return sorted({round((num_units - 1) * point / max(1, points - 1)) for point in range(points)})
+
+
+def _device(name: str) -> torch.device:
+    if name == 'gpu' and not torch.cuda.is_available():
+        raise Refused('--device: there is no GPU here; use cpu')
+    return torch.device('cuda' if name == 'gpu' or (name == 'auto' and torch.cuda.is_available()) else 'cpu')
+
+
+def _prepare_folder(out: Path, overwrite: bool) -> None:
+    if (out / RECORD).exists() and not overwrite:
+        raise Refused(f'--out: {out / RECORD} is there already; choose another folder, or use --overwrite')
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f'--out: {out} cannot be made: {error.strerror}') from None
+
+
+def run(arguments: argparse.Namespace, command: str, console: Console) -> Path:
+    """Measures, and writes the record.
+
+    Args:
+        arguments (argparse.Namespace): The command line.
+        command (str): The same as text.
+        console (Console): Where progress is told.
+
+    Returns:
+        Path: The folder of the record.
+
+    Raises:
+        Refused: If an argument is at fault.
+        ConfigError: If there is no such model.
+        ValueError: If the model can't handle the images, or the record of ``--eager`` can't be read.
+    """
+    device = _device(arguments.device)
+    if device.type == 'cpu' and arguments.precision != 'fp32':
+        raise Refused(f'--precision: Composer has no {arguments.precision} on a CPU; use fp32')
+    if arguments.eager is not None and arguments.compile is None:
+        raise Refused('--eager: only a compiled run is compared with an eager one; add --compile')
+    eager = None if arguments.eager is None else load_result(arguments.eager)
+    if eager is not None and not eager.ends:
+        raise Refused(f'--eager: {arguments.eager} was not measured with 0 and {eager.units - 1} units frozen')
+    workload = make_workload(
+        arguments.model,
+        batch_size=arguments.batch_size,
+        image_size=arguments.image_size,
+        num_classes=arguments.num_classes,
+        device=device,
+        precision=arguments.precision,
+        channels_last=arguments.channels_last,
+        compile_backend=arguments.compile,
+        optimizer=arguments.optimizer,
+        steps=UNTIMED + TIMED,
+        seed=arguments.seed,
+    )
+    frozen = chosen_stages(arguments.stages, len(workload.units))
+    _prepare_folder(arguments.out, arguments.overwrite)
+    if arguments.compile is not None:
+        # Every variant compiles the same functions, and torch would soon give up on them.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
+    rounds = math.ceil(arguments.repeats / TIMED)
+    settings = {
+        'model': arguments.model,
+        'batch_size': arguments.batch_size,
+        'image_size': arguments.image_size,
+        'num_classes': arguments.num_classes,
+        'device': 'gpu' if device.type == 'cuda' else 'cpu',
+        'precision': arguments.precision,
+        'channels_last': arguments.channels_last,
+        'compile': arguments.compile,
+        'optimizer': arguments.optimizer,
+        'seed': arguments.seed,
+    }
+    record = {
+        'format': FORMAT,
+        'command': command,
+        'settings': settings,
+        'environment': environment(),
+        'units': [
+            {
+                'name': unit.name,
+                'parameters': sum(workload.model.get_parameter(name).numel() for name in unit.parameters),
+            }
+            for unit in workload.units
+        ],
+        'eager_saving': None if eager is None else float(eager.saving('freezeout')[0]),
+        **measure(workload, frozen, rounds, arguments.seed, console),
+    }
+    write_json(arguments.out / RECORD, json_safe(record))
+    return arguments.out
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a whole number above 0, got {text!r}')
+    return int(text)
+
+
+def _several(text: str) -> int:
+    if _count(text) < 2:
+        raise argparse.ArgumentTypeError(f'must be at least 2, got {text!r}')
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--model', help=f'resnet8, resnet56, densenet_bc, wrn, …, a network of torchvision, or {TRANSFORMER}'
+    )
+    parser.add_argument('--batch-size', type=_several, default=128, metavar='N', help='(128)')
+    parser.add_argument('--image-size', type=_count, default=32, metavar='PIXELS', help='(32)')
+    parser.add_argument('--num-classes', type=_several, default=10, metavar='N', help='(10)')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'gpu'], default='auto', help='(auto)')
+    parser.add_argument('--precision', choices=['fp32', 'amp_bf16'], default='fp32', help='(fp32)')
+    parser.add_argument('--channels-last', action='store_true', help='memory format of images and weights')
+    parser.add_argument('--optimizer', choices=list(OPTIMIZERS), default='sgd', help='(sgd)')
+    parser.add_argument(
+        '--compile', nargs='?', const='inductor', metavar='BACKEND', help='torch.compile, by default with inductor'
+    )
+    parser.add_argument('--eager', type=Path, metavar='FOLDER', help='record to compare a compiled run with')
+    parser.add_argument('--stages', metavar='K,K,…', help='numbers of frozen units, or how many, evenly spread (10)')
+    parser.add_argument('--repeats', type=_count, default=20, metavar='N', help='timed steps of each (20)')
+    parser.add_argument('--seed', type=int, default=17, help='of weights, images and the order of turns (17)')
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument('--out', type=Path, metavar='FOLDER', help='folder for the results')
+    target.add_argument('--plot-only', type=Path, metavar='FOLDER', help='write summary and plot anew from a record')
+    parser.add_argument('--overwrite', action='store_true', help='replace the record that the folder holds')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures, and prints how the bars were met and the paths of the report.
+
+    Args:
+        argv (Sequence[str], optional): Command line. Default: the process's.
+
+    Returns:
+        int: 0; 2 if an argument or the record is at fault.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.out is not None and arguments.model is None:
+        parser.error('--out needs --model')
+    console = Console()
+    shown = (argument for argument in argv if argument != '--overwrite')
+    command = shlex.join(['python', os.path.relpath(__file__), *shown])
+    try:
+        folder = arguments.plot_only or run(arguments, command, console)
+        result = load_result(folder)
+        paths = write_report(result, folder)
+    except (ConfigError, Refused, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f'{error.filename} cannot be written: {error.strerror}', file=sys.stderr)
+        return 2
+    for bar in bars(result):
+        value = 'not measured' if bar.value is None else bar.form.format(bar.value)
+        verdict = {True: 'met', False: 'not met', None: bar.note}[bar.met]
+        console.print(f'{bar.name}: {value} ({verdict})', markup=False, highlight=False, soft_wrap=True)
+    for path in paths:
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,400 @@
+"""What a step costs with units frozen, in five ways: the counts, on the smallest network."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+
+from composer_freezeout.schedule import freeze_times
+
+from .networks import DenseNet, ResidualNet, chain
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+
+import step_result  # noqa: E402
+import step_time  # noqa: E402
+import step_variants  # noqa: E402
+import step_workload  # noqa: E402
+
+SMALL = ['--model', 'resnet8', '--image-size', '8', '--batch-size', '4', '--device', 'cpu', '--repeats', '3']
+STAGES = (0, 3)
+
+
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory) -> SimpleNamespace:
+    out = tmp_path_factory.mktemp('step_time') / 'out'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert step_time.main([*SMALL, '--stages', '0,3', '--out', str(out)]) == 0
+    record = json.loads((out / 'step_time.json').read_text())
+    return SimpleNamespace(out=out, record=record, rows={(r['variant'], r['units_frozen']): r for r in record['rows']})
+
+
+def workload(model: str = 'resnet8', **changes) -> step_workload.Workload:
+    made = step_workload.make_workload(
+        model,
+        batch_size=4,
+        image_size=8,
+        num_classes=4,
+        device=torch.device('cpu'),
+        precision='fp32',
+        channels_last=False,
+        compile_backend=None,
+        optimizer='sgd',
+        steps=2,
+        seed=3,
+    )
+    return replace(made, **changes)
+
+
+class Losses(step_workload.Probe):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def computed(self, loss: torch.Tensor) -> None:
+        self.values.append(loss.item())
+
+
+def losses(variant: step_workload.Variant, visits: int = 2) -> list[float]:
+    probe = Losses()
+    for _ in range(visits):
+        variant.visit(probe)
+    variant.close()
+    return probe.values
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The record
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_variant_was_timed_at_every_stage(measured):
+    frozen = [(name, k) for name in ('loop', 'bound', 'freezeout', 'layer_freezing') for k in STAGES]
+    assert sorted(measured.rows) == sorted([*frozen, ('composer', 0)])
+    for row in measured.rows.values():
+        # Three repeats are two turns of two timed steps.
+        assert [len(seconds) for seconds in row['seconds']] == [2, 2]
+        assert all(seconds > 0 for turn in row['seconds'] for seconds in turn)
+    assert [len(measured.rows['freezeout', k]['algorithm_seconds']) for k in STAGES] == [4, 4]
+
+
+def test_the_record_says_what_was_measured_and_where(measured):
+    assert measured.record['command'] == (
+        'python benchmarks/step_time.py --model resnet8 --image-size 8 --batch-size 4 --device cpu --repeats 3 '
+        f'--stages 0,3 --out {measured.out}'
+    )
+    assert measured.record['settings']['model'] == 'resnet8'
+    assert set(measured.record['environment']) == {'versions', 'hardware', 'git'}
+    assert len(measured.record['units']) == 8
+    assert sum(unit['parameters'] for unit in measured.record['units']) > 70_000
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Counts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def counts(measured, variant: str, count: str) -> list[int]:
+    return [measured.rows[variant, k]['counts'][count] for k in STAGES]
+
+
+def test_freezing_saves_as_many_operators_in_composer_as_in_the_loop(measured):
+    composer = measured.rows['composer', 0]['counts']['operators']
+    ours, loop = counts(measured, 'freezeout', 'operators'), counts(measured, 'loop', 'operators')
+    assert ours[0] == composer
+    assert [a - b for a, b in zip(ours, loop, strict=True)] == [composer - loop[0]] * len(STAGES)
+    assert loop[1] < loop[0]
+
+
+@pytest.mark.parametrize('count', ['convolution_backwards', 'autograd_nodes', 'saved_bytes'])
+def test_what_the_backward_pass_needs_is_as_in_the_loop(measured, count):
+    assert counts(measured, 'freezeout', count) == counts(measured, 'loop', count)
+    assert counts(measured, 'bound', count) == counts(measured, 'loop', count)
+
+
+def test_convolutions_leave_the_backward_pass(measured):
+    # Seven of them, of which the first has no gradient of its input.
+    assert counts(measured, 'loop', 'convolution_backwards') == [7, 4]
+
+
+def test_the_optimizer_of_the_loop_has_one_group(measured):
+    # Decay, momentum, gradient, parameters: a multi-tensor call for each.
+    assert counts(measured, 'loop', 'optimizer_operators') == [4, 4]
+    assert measured.rows['composer', 0]['counts']['optimizer_operators'] == 4
+
+
+def test_the_bound_has_fewer_operators_where_batchnorm_is_folded(measured):
+    assert (measured.rows['bound', 3]['norms_folded'], measured.rows['bound', 3]['norms_unfolded']) == (3, 0)
+    assert counts(measured, 'bound', 'operators')[0] == counts(measured, 'loop', 'operators')[0]
+    assert counts(measured, 'bound', 'operators')[1] < counts(measured, 'loop', 'operators')[1]
+
+
+def test_layer_freezing_freezes_as_many_parameters_as_come_next(measured):
+    # Three convolutions, each with its normalisation, which is a layer of its own there.
+    assert [measured.rows['layer_freezing', k]['layers_frozen'] for k in STAGES] == [0, 6]
+    assert counts(measured, 'layer_freezing', 'convolution_backwards') == [7, 4]
+    # Its normalisation goes on updating its statistics.
+    assert counts(measured, 'layer_freezing', 'operators')[1] > counts(measured, 'freezeout', 'operators')[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The variants compute the same
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('units_frozen', [0, 3, 7])
+def test_freezeout_is_held_at_a_number_of_units(units_frozen):
+    """From the second visit on the frozen units are out of the optimizer, too, and their statistics stand still."""
+    task = workload()
+    variant = step_variants.InComposer(task, 'freezeout', units_frozen)
+    loop = step_variants.make_variant(task, 'loop', units_frozen)
+    assert losses(variant) == pytest.approx(losses(loop), abs=1e-3)
+    frozen = [name for unit in task.units[:units_frozen] for name in unit.parameters]
+    assert [name for name, p in variant.model.named_parameters() if not p.requires_grad] == frozen
+    optimizer = variant._trainer.state.optimizers[0]
+    held = sum(len(group['params']) for group in optimizer.param_groups)
+    assert held == sum(p.requires_grad for p in variant.model.parameters())
+    for name in (name for unit in task.units[:units_frozen] for name in unit.norms):
+        norms = (model.get_submodule(name) for model in (variant.model, task.model))
+        assert torch.equal(*(norm.running_mean for norm in norms))
+
+
+def test_learning_rates_of_units_differ_as_in_training():
+    """With equal ones, units could be stepped together that are not in training."""
+    variant = step_variants.InComposer(workload(), 'freezeout', 0)
+    variant.visit(step_workload.Probe())
+    groups = variant._trainer.state.optimizers[0].param_groups
+    assert len({group['lr'] for group in groups}) == len(freeze_times(8))
+    variant.close()
+
+
+def vision_transformer() -> torch.nn.Module:
+    torch.manual_seed(0)
+    network = torchvision.models.VisionTransformer(8, 4, 2, 2, 16, 32, num_classes=4)
+    torch.nn.init.normal_(network.heads[-1].weight)
+    return network
+
+
+@pytest.mark.parametrize(
+    ('network', 'trained', 'folded', 'unfolded'),
+    [
+        (chain, ('head',), 3, 0),
+        (ResidualNet, ('blocks.2', 'head'), 5, 0),
+        # What is normalised there is also passed on as it is.
+        (DenseNet, ('layers.2', 'head'), 0, 2),
+        (vision_transformer, ('encoder.ln', 'heads'), 0, 0),
+    ],
+    ids=['chain', 'residual', 'dense', 'transformer'],
+)
+def test_the_inference_graph_computes_the_same(network, trained, folded, unfolded):
+    torch.manual_seed(1)
+    network = network()
+    images = torch.randn(4, 3, 8, 8)
+    network.train()(images)  # statistics that are not those of the beginning
+    for name, module in network.named_modules():
+        if not any(name.startswith(prefix) or prefix.startswith(f'{name}.') for prefix in trained) and name:
+            module.eval()
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+    for parameter in network.parameters(recurse=False):
+        parameter.requires_grad_(False)
+    divided, *counted = step_variants.inference_prefix(network)
+    assert counted == [folded, unfolded]
+    reference = network(images)
+    torch.testing.assert_close(divided(images), reference, rtol=1e-4, atol=1e-5)
+    reference.square().mean().backward()
+    expected = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
+    network.zero_grad()
+    divided(images).square().mean().backward()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(network.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_variants_do_not_share_code():
+    """Each compiles its own, as in a training, although torch would find that of another to fit."""
+    task = workload(compile_backend='eager')
+    torch.compiler.reset()
+    graphs = []
+    for name in ('loop', 'bound'):
+        before = step_time.compiled_graphs()
+        losses(step_variants.make_variant(task, name, 0), visits=1)
+        graphs.append(step_time.compiled_graphs() - before)
+    torch.compiler.reset()
+    assert graphs == [1, 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_made_from_the_record_to_the_byte(measured, tmp_path):
+    shutil.copy(measured.out / 'step_time.json', tmp_path)
+    assert step_time.main(['--plot-only', str(tmp_path)]) == 0
+    for name in ('step_time.md', 'step_time.png'):
+        assert (tmp_path / name).read_bytes() == (measured.out / name).read_bytes()
+
+
+def result(**freezeout: float) -> step_result.Result:
+    """Three units, of which no step took any other time than it should have; ``freezeout`` may take longer."""
+    steps = {'loop': (0.3, 0.2, 0.1), 'bound': (0.3, 0.19, 0.08), 'layer_freezing': (0.35, 0.3, 0.2)}
+    ours = tuple(step + 0.05 + freezeout.get('slower', 0.0) for step in steps['loop'])
+    rows = []
+    for name, seconds in {**steps, 'freezeout': ours, 'composer': (0.35,)}.items():
+        for frozen, step in enumerate(seconds):
+            row = {'variant': name, 'units_frozen': frozen, 'seconds': [[step, step], [step, step]]}
+            row['counts'] = {'optimizer_operators': 4, 'saved_bytes': 100 - frozen}
+            row |= {'norms_folded': frozen, 'norms_unfolded': 0, 'algorithm_seconds': [50e-6] * 4}
+            rows.append(row)
+    settings = {'device': 'cpu', 'compile': None}
+    return step_result.Result({'units': [{}] * 3, 'rows': rows, 'settings': settings})
+
+
+def test_bars_on_steps_that_are_known():
+    before, calls, share, python, bound, without, memory = step_result.bars(result())
+    assert (before.value, calls.value, share.value) == pytest.approx((1.0, 1.0, 1.0))
+    assert (python.value, memory.value) == pytest.approx((50.0, 1.0))
+    assert (bound.value, without.value) == pytest.approx((0.15 / 0.08, 0.1 / 0.08))
+    assert [bar.met for bar in (before, calls, share, python, bound, without, memory)] == [
+        *[True] * 4,
+        *[False] * 2,
+        True,
+    ]
+
+
+def test_a_run_is_weighted_as_the_schedule_passes_through_it():
+    first, second, _ = freeze_times(3)
+    mean = 0.3 * first + 0.2 * (second - first) + 0.1 * (1 - second)
+    assert result().mean_step('loop')[0] == pytest.approx(mean)
+    assert result().saving('loop')[0] == pytest.approx(1 - mean / 0.3)
+    # What FreezeOut costs in each step is lost of what it saves.
+    share = step_result.bars(result(slower=0.01))[2]
+    assert share.value == pytest.approx((0.3 - mean - 0.01) / (0.3 - mean))
+
+
+def test_a_slow_round_is_no_spread_of_a_ratio():
+    steady, slow = result(), result()
+    for seconds in slow.seconds.values():
+        seconds[1] *= 3
+    slow = step_result.Result(
+        {
+            **slow.record,
+            'rows': [
+                {**row, 'seconds': slow.seconds[row['variant'], row['units_frozen']].tolist()}
+                for row in slow.record['rows']
+            ],
+        }
+    )
+    assert step_result.bars(slow)[0].interval is None
+    assert step_result.interval(slow.step('loop')) != step_result.interval(steady.step('loop'))
+
+
+def test_what_was_not_measured_has_no_value(measured):
+    bars = step_result.bars(step_result.load_result(measured.out))
+    assert [bar.value is None for bar in bars] == [False, False, True, False, True, True, False]
+    assert bars[2].note == 'needs 0 and 7 among --stages'
+    assert bars[2].met is None
+    text = (measured.out / 'step_time.md').read_text()
+    assert '| not measured |' in text
+    assert text.startswith('# Step time: resnet8, batches of 4 images of 8², fp32\n')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--model', 'resnet9'], 'depth must be 6n+2'),
+        (['--model', 'resnet_56'], "unknown name 'resnet_56'"),
+        (['--stages', '0,8'], '--stages: 8 of 8 units cannot be frozen; at most 7 can'),
+        (['--stages', '1'], '--stages: a count must be at least 2, got 1'),
+        (
+            ['--stages', 'all'],
+            "--stages: must be numbers with commas between them, such as 0,10,55, or a count, got 'a",
+        ),
+        (['--precision', 'amp_bf16'], '--precision: Composer has no amp_bf16 on a CPU; use fp32'),
+        (['--eager', 'nowhere'], '--eager: only a compiled run is compared with an eager one; add --compile'),
+        (['--eager', 'nowhere', '--compile'], 'not a record of step_time.py (No such file or directory)'),
+        (['--model', 'vgg16_cifar'], 'vgg16_cifar cannot handle images of 8x8 pixels'),
+    ],
+)
+def test_bad_arguments(arguments, message, tmp_path, capsys):
+    assert step_time.main([*SMALL, '--out', str(tmp_path / 'out'), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--repeats', '0', '--out', 'x'], 'must be a whole number above 0'),
+        (['--batch-size', '1', '--out', 'x'], 'must be at least 2'),
+        ([], 'one of the arguments --out --plot-only is required'),
+    ],
+)
+def test_arguments_that_the_parser_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        step_time.main([*SMALL, *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there(tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip('there is one')
+    assert step_time.main([*SMALL, '--device', 'gpu', '--out', str(tmp_path / 'out')]) == 2
+    assert capsys.readouterr().err == '--device: there is no GPU here; use cpu\n'
+
+
+def test_a_record_is_not_overwritten_unless_told_to(measured, capsys):
+    before = (measured.out / 'step_time.json').read_bytes()
+    assert step_time.main([*SMALL, '--out', str(measured.out)]) == 2
+    assert 'is there already; choose another folder, or use --overwrite' in capsys.readouterr().err
+    assert (measured.out / 'step_time.json').read_bytes() == before
+
+
+@pytest.mark.parametrize('content', [None, '{', '{"units": []}', '[]'])
+def test_a_folder_without_a_record(content, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / 'step_time.json').write_text(content)
+    assert step_time.main(['--plot-only', str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert 'not a record of step_time.py' in error
+    assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('text', 'num_units', 'stages'),
+    [
+        (None, 8, list(range(8))),
+        ('5', 56, [0, 14, 28, 41, 55]),
+        ('20', 3, [0, 1, 2]),
+        ('5,0', 56, [0, 5]),
+    ],
+)
+def test_stages(text, num_units, stages):
+    assert step_time.chosen_stages(text, num_units) == stages
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured_too(tmp_path):
+    arguments = [*SMALL, '--device', 'gpu', '--precision', 'amp_bf16', '--channels-last', '--stages', '0,3,7']
+    assert step_time.main([*arguments, '--out', str(tmp_path)]) == 0
+    record = json.loads((tmp_path / 'step_time.json').read_text())
+    rows = {(row['variant'], row['units_frozen']): row['counts'] for row in record['rows']}
+    launches = [rows['loop', k]['kernel_launches'] for k in (0, 3, 7)]
+    assert launches[0] > launches[1] > launches[2] > 0
+    assert all(counts['peak_memory_bytes'] > 0 for counts in rows.values())
+    assert [rows['freezeout', k]['freezeout_synchronizations'] for k in (0, 3, 7)] == [0, 0, 0]
