@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from composer_freezeout.multi_tensor import MergedGroups
 from composer_freezeout.partition import Unit
 
 __all__ = ['BASE_LR', 'UNIT', 'UnitGroups']
@@ -77,6 +78,7 @@ class UnitGroups:
             # Nobody may step with the groups joined: they have one learning rate for all units.
             optimizer.register_step_pre_hook(lambda *_: self.split()),
         ]
+        self._merged = MergedGroups(_nested(optimizer)[-1])
         setattr(optimizer, _OWNER, self)
         self.split()
 
@@ -122,6 +124,7 @@ class UnitGroups:
         self.join()
         for hook in self._hooks:
             hook.remove()
+        self._merged.detach()
         delattr(self.optimizer, _OWNER)
 
     def track_optimizer(self, optimizer: Optimizer) -> None:

@@ -18,6 +18,7 @@ ORDER = [
     'stats',
     'config',
     'partition',
+    'multi_tensor',
     'groups',
     'freezing',
     'freezer',
