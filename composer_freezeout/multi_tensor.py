@@ -138,28 +138,44 @@ class _Ones:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-        self._like: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._views: dict[tuple[Any, ...], torch.Tensor] = {}
 
-    def like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Ones in the shape, strides, type, device and, if there is one, distribution of a tensor."""
-        distribution = (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
-        key = (tensor.device, tensor.dtype, tensor.shape, tensor.stride(), distribution)
-        ones = self._like.get(key)
-        if ones is None:
-            ones = self._like[key] = self._make(tensor)
-        return ones
+    def like(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Ones in the shape, strides and, if there is one, distribution of each of some tensors.
+
+        Args:
+            tensors (Sequence[torch.Tensor]): Tensors of one device and type, at least one.
+        """
+        layouts = [_layout(tensor) for tensor in tensors]
+        if not all(layout in self._views for layout in layouts):
+            self._reserve(tensors)
+            for layout, tensor in zip(layouts, tensors, strict=True):
+                if layout not in self._views:
+                    self._views[layout] = self._make(tensor)
+        return [self._views[layout] for layout in layouts]
+
+    def _reserve(self, tensors: Sequence[torch.Tensor]) -> None:
+        kind = (tensors[0].device, tensors[0].dtype)
+        size = max((_extent(tensor) for tensor in tensors if not isinstance(tensor, DTensor)), default=0)
+        if kind not in self._buffers or self._buffers[kind].numel() < size:
+            # Views would keep the smaller buffer alive.
+            self._views = {layout: view for layout, view in self._views.items() if layout[:2] != kind}
+            self._buffers[kind] = torch.ones(size, device=kind[0], dtype=kind[1])
 
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
         if isinstance(tensor, DTensor):
             return torch.ones_like(tensor, requires_grad=False)
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        kind = (tensor.device, tensor.dtype)
-        buffer = self._buffers.get(kind)
-        if buffer is None or buffer.numel() < extent:
-            # Views of the smaller one would keep it alive.
-            self._like = {key: view for key, view in self._like.items() if key[:2] != kind}
-            buffer = self._buffers[kind] = torch.ones(extent, device=tensor.device, dtype=tensor.dtype)
-        return buffer.as_strided(tensor.shape, tensor.stride())
+        return self._buffers[tensor.device, tensor.dtype].as_strided(tensor.shape, tensor.stride())
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    distribution = (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
+    return tensor.device, tensor.dtype, tensor.shape, tensor.stride(), distribution
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Elements of the storage from the first to the last of a tensor."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _is_plain(group: dict[str, Any], hyperparameters: Sequence[Any]) -> bool:
@@ -219,7 +235,7 @@ def _step_sgd(
         else:
             grads = buffers
     # Only products take a scalar per tensor. This one rounds once, as `add` with `alpha` does, if the ones come first.
-    torch._foreach_addcmul_(params, [ones.like(param) for param in params], grads, scalars=[-lr for lr in lrs])
+    torch._foreach_addcmul_(params, ones.like(params), grads, scalars=[-lr for lr in lrs])
 
 
 def _step_adam(

@@ -50,11 +50,12 @@ class Steps(Callback):
         self.outside.append(self.outside.pop() + self.operators.count - self.optimizer[-1])
 
 
-def steps(algorithms: list[FreezeOut], **arguments: Any) -> Steps:
+def steps(algorithms: list[FreezeOut], kind: Any = torch.optim.SGD, **arguments: Any) -> Steps:
     with Operators() as operators:
         counted = Steps(operators)
         model = classifier()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, **arguments)
+        arguments = {'momentum': 0.9, **arguments} if kind is torch.optim.SGD else arguments
+        optimizer = kind(model.parameters(), lr=0.1, **arguments)
         trainer(model, algorithms, optimizer, callbacks=[counted], max_duration='1ep').fit()
     return counted
 
@@ -69,17 +70,26 @@ def test_no_operator_more_outside_of_the_optimizer(batchnorm):
     assert len(baseline.outside) == 4
 
 
-def test_the_optimizer_issues_one_call_more_per_group_where_it_loops_over_parameters():
-    """A step that loops over its parameters, as on a CPU, doesn't care how they are grouped."""
-    baseline, ours = steps([], foreach=False), steps([FreezeOut(1.0)], foreach=False)
+@pytest.mark.parametrize('foreach', [False, True], ids=['loop', 'multi-tensor'])
+def test_the_optimizer_steps_units_with_the_calls_of_one_group(foreach):
+    """A loop over parameters doesn't care how they are grouped, and multi-tensor calls are shared."""
+    baseline, ours = steps([], foreach=foreach), steps([FreezeOut(1.0)], foreach=foreach)
     assert ours.optimizer[1:] == baseline.optimizer[1:]
 
 
-def test_the_optimizer_issues_its_calls_once_per_unit_where_it_groups_them():
-    """Multi-tensor steps, as on a GPU, are issued per group: four units, four times the calls."""
-    baseline, ours = steps([], foreach=True), steps([FreezeOut(1.0)], foreach=True)
-    calls = 3  # the momentum is scaled, the gradient is added to it, the parameters follow it
-    assert ours.optimizer[2] - baseline.optimizer[2] == (4 - 1) * calls
+@pytest.mark.parametrize('kind', [torch.optim.Adam, torch.optim.AdamW])
+def test_adam_steps_units_with_no_more_calls_than_one_group(kind):
+    baseline, ours = steps([], kind, foreach=True), steps([FreezeOut(1.0)], kind, foreach=True)
+    # Torch reads each parameter's count of steps twice; 14 parameters.
+    assert [a - b for a, b in zip(baseline.optimizer, ours.optimizer, strict=True)] == [14] * 4
+
+
+def test_steps_get_cheaper_with_every_unit_that_leaves():
+    frozen = steps([FreezeOut(0.5, 'linear')], foreach=False)
+    assert frozen.optimizer[3] < frozen.optimizer[2] < frozen.optimizer[1]
+    # Frozen units drop out of the shared calls, whose number stays.
+    merged, baseline = steps([FreezeOut(0.5, 'linear')], foreach=True), steps([], foreach=True)
+    assert merged.optimizer[1:] == baseline.optimizer[1:]
 
 
 def test_operators_get_fewer_with_every_freeze():

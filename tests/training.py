@@ -59,7 +59,9 @@ def trainer(
 OPTIMIZERS = {
     'sgd': lambda p: SGD(p, lr=0.1),
     'sgd-momentum': lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    'sgd-foreach': lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3, foreach=True),
     'adamw': lambda p: AdamW(p, lr=0.01),
+    'adamw-foreach': lambda p: AdamW(p, lr=0.01, foreach=True),
     'decoupled-sgdw': lambda p: DecoupledSGDW(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
     'decoupled-adamw': lambda p: DecoupledAdamW(p, lr=0.01),
 }
