@@ -88,7 +88,7 @@ class MergedGroups:
             params, grads, lrs = [], [], []
             for group in groups:
                 found = self._collect(group)
-                if found is not None and _uses_foreach(group, found[0]):
+                if found is not None:
                     params += found[0]
                     grads += found[1]
                     lrs += [group['lr']] * len(found[0])
@@ -179,24 +179,15 @@ def _extent(tensor: torch.Tensor) -> int:
 
 
 def _is_plain(group: dict[str, Any], hyperparameters: Sequence[Any]) -> bool:
-    values = [group['lr'], *hyperparameters, *group.get('betas', ())]
-    return not (
-        group.get('capturable')
-        or group.get('differentiable')
-        or group['fused']
-        or group['foreach'] is False
-        or not group['params']
-        or any(isinstance(value, torch.Tensor) for value in values)
-    )
-
-
-def _uses_foreach(group: dict[str, Any], params: list[torch.Tensor]) -> bool:
-    """Whether torch would take multi-tensor operators for these parameters of a plain group."""
-    if any(param.is_complex() or type(param) not in _TENSORS for param in params):
+    """Whether torch would take multi-tensor operators, and numbers for all hyperparameters."""
+    params, values = group['params'], [group['lr'], *hyperparameters, *group.get('betas', ())]
+    if group.get('capturable') or group.get('differentiable') or any(isinstance(v, torch.Tensor) for v in values):
         return False
     if group['foreach'] is None and group['fused'] is None:
-        return _default_to_fused_or_foreach(params, differentiable=False)[1]
-    return bool(group['foreach'])
+        foreach = _default_to_fused_or_foreach(params, differentiable=False)[1]
+    else:
+        foreach = group['foreach']
+    return bool(foreach and params) and all(type(p) in _TENSORS and not p.is_complex() for p in params)
 
 
 def _step_sgd(

@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from composer_freezeout.multi_tensor import MergedGroups
+from composer_freezeout.multi_tensor import MergedGroups, _Ones
 
 # Multi-tensor calls of one step, whatever the number of groups.
 CASES = {
@@ -178,6 +178,33 @@ def assert_sensitive_to_rounding() -> None:
     assert not torch.equal(param.add(grad, alpha=-0.1), param - grad * 0.1)
 
 
+@pytest.mark.parametrize(
+    ('case', 'name', 'value'),
+    [
+        *(('nesterov', name, value) for name, value in (('weight_decay', 0.1), ('momentum', 0.5), ('nesterov', False))),
+        *(('dampening', name, value) for name, value in (('dampening', 0.5), ('maximize', True), ('momentum', 0))),
+        ('adam-decay', 'decoupled_weight_decay', True),
+        ('adamw', 'betas', (0.8, 0.9)),
+        ('adamw', 'eps', 0.1),
+        ('adamw', 'weight_decay', 0),
+        ('adamw', 'amsgrad', True),
+        ('adamw', 'maximize', True),
+    ],
+)
+def test_groups_keep_their_own_hyperparameters(case, name, value):
+    kind, hyperparameters, _ = CASES[case]
+
+    def make() -> Optimizer:
+        groups = make_groups(make_params(4))
+        groups[1][name] = value
+        return kind(groups, foreach=True, **hyperparameters)
+
+    merged, split = pair(make)
+    train(merged)
+    train(split)
+    assert_same(merged, split)
+
+
 def test_these_comparisons_can_fail():
     merged, split = pair(lambda: SGD(make_groups(make_params(3)), lr=0.1, momentum=0.9, foreach=True))
     merged.param_groups[0]['lr'] *= 1 + 1e-6
@@ -225,6 +252,15 @@ def test_several_types_layouts_and_shapes_at_once():
         optimizer.state.pop(grown)
         train(optimizer)
     assert_same(merged, split)
+
+
+def test_ones_take_the_memory_of_the_largest_parameter():
+    ones = _Ones()
+    for sizes in ((3,), (2, 7), (5, 3)):
+        views = ones.like([torch.zeros(size) for size in sizes])
+        assert [view.tolist() for view in views] == [[1.0] * size for size in sizes]
+    assert {view.untyped_storage().nbytes() for view in ones.like([torch.zeros(2), torch.zeros(3)])} == {7 * 4}
+    assert len({view.untyped_storage().data_ptr() for view in ones._views.values()}) == 1
 
 
 @pytest.fixture
@@ -285,6 +321,7 @@ LEFT_ALONE = {
     'neither': lambda groups: SGD(groups, foreach=None, fused=False),
     'fused': lambda groups: AdamW(groups, fused=True),
     'rates-as-tensors': lambda groups: SGD([{**g, 'lr': torch.tensor(g['lr'])} for g in groups], foreach=True),
+    'all-different': lambda groups: SGD([{**g, 'momentum': 0.1 * i} for i, g in enumerate(groups)], foreach=True),
     'decay-as-tensor': lambda groups: SGD(groups, weight_decay=torch.tensor(0.1), foreach=True),
     'decoupled-sgdw': lambda groups: DecoupledSGDW(groups, lr=0.1, momentum=0.9, weight_decay=1e-5),
     'decoupled-adamw': lambda groups: DecoupledAdamW(groups),
@@ -307,18 +344,23 @@ def test_decoupled_optimizers_call_as_often_as_with_one_group(make):
 
 def test_sparse_and_complex_gradients_are_left_to_the_optimizer():
     def make() -> Optimizer:
-        params = make_params(2)
-        sparse, complex_one = nn.Parameter(torch.ones(5, 2)), nn.Parameter(torch.ones(3, dtype=torch.complex64))
-        groups = [*make_groups(params), {'params': [sparse]}, {'params': [complex_one]}]
-        return SGD(groups, lr=0.1, momentum=0.9, foreach=True)
+        sparse = [{'params': [nn.Parameter(torch.ones(5, 2))]} for _ in range(2)]
+        numbers = [{'params': [nn.Parameter(torch.ones(3, dtype=torch.complex64))], 'lr': lr} for lr in (0.1, 0.2)]
+        return SGD([*make_groups(make_params(2)), *sparse, *numbers], lr=0.3, momentum=0.9, foreach=True)
 
     merged, split = pair(make)
-    for seed in range(3):
-        for optimizer in (merged, split):
-            *dense, sparse, complex_one = (p for group in optimizer.param_groups for p in group['params'])
-            set_grads([*dense, complex_one], seed)
-            sparse.grad = torch.sparse_coo_tensor([[0, 3]], torch.ones(2, 2), (5, 2))
-            optimizer.step()
+    counts = []
+    for optimizer in (merged, split):
+        params = [group['params'] for group in optimizer.param_groups]
+        for seed in range(3):
+            set_grads([param for of_group in params for param in of_group], seed)
+            for (param,) in params[2:4]:
+                param.grad = torch.sparse_coo_tensor([[0, 3]], torch.ones(2, 2), (5, 2))
+            with Calls() as calls:
+                optimizer.step()
+        counts.append(calls.multi_tensor)
+    sparse = 2  # the last of the three calls has no form for sparse tensors
+    assert counts == [3 + 2 * sparse + 2 * 3, 2 * 3 + 2 * sparse + 2 * 3]
     for a, b in zip(merged.param_groups, split.param_groups, strict=True):
         assert all(torch.equal(p, q) for p, q in zip(a['params'], b['params'], strict=True))
 
