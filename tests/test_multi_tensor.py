@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from composer.algorithms.sam.sam import SAMOptimizer
 from composer.optim import DecoupledAdamW, DecoupledSGDW
 from torch import nn
 from torch.distributed import device_mesh
@@ -16,7 +17,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from composer_freezeout import apply_freezeout
 from composer_freezeout.multi_tensor import MergedGroups, _Ones
+
+from .networks import chain
 
 # Multi-tensor calls of one step, whatever the number of groups.
 CASES = {
@@ -462,6 +466,26 @@ def test_a_skipped_step_changes_nothing():
             scaler.update()
             assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True)) == (step == 2)
     assert_same(merged, split)
+
+
+def test_inside_of_a_sharpness_aware_optimizer():
+    model, inputs = chain(), torch.zeros(2, 3, 8, 8)
+    inner = SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=True)
+    optimizer = SAMOptimizer(inner)
+    freezer = apply_freezeout(model, optimizer, lambda: model(inputs))
+    freezer.batch_start(0.0)
+
+    def closure(**_: object) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(inputs).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        with Calls() as calls:
+            optimizer.step(closure)
+    assert len(inner.param_groups) == 4
+    assert sum('addcmul' in name for name in calls.names) == 1
 
 
 @pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=['copy', 'pickle'])
