@@ -94,6 +94,9 @@ class FreezeOut(Algorithm):
         const_time (bool, optional): Whether to lengthen the training, so that it takes the time that it would take
             without FreezeOut: ``max_duration`` is divided by ``1 - s`` at the first batch, where ``s`` is the share of
             the FLOPs that freezing saves. Default: ``False``.
+        fold_batchnorm (bool, optional): Whether the BatchNorm of a frozen prefix is folded into the convolution before
+            it, while the model trains: faster, and equal to rounding. Compiled and sharded models run unfolded.
+            Default: ``True``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -111,8 +114,9 @@ class FreezeOut(Algorithm):
         t_warmup: str | Time | None = None,
         max_stages: int | None = None,
         const_time: bool = False,
+        fold_batchnorm: bool = True,
     ) -> None:
-        check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm)
+        check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fold_batchnorm)
         self.t_0 = t_0
         self.how_scale: HowScale = how_scale
         self.scale_lr = scale_lr
@@ -127,6 +131,7 @@ class FreezeOut(Algorithm):
         if not isinstance(const_time, bool):
             raise TypeError(f'const_time must be True or False, got {const_time!r}')
         self.const_time = const_time
+        self.fold_batchnorm = fold_batchnorm
         self._stretch: float | None = None
         self._lengthened_to: Time | None = None
         self._state: State | None = None
@@ -137,7 +142,8 @@ class FreezeOut(Algorithm):
         self._loaded: Saved | None = None
 
     def __repr__(self) -> str:
-        return f'FreezeOut({", ".join(f"{name}={value!r}" for name, value in self._settings().items())})'
+        arguments = {**self._settings(), 'fold_batchnorm': self.fold_batchnorm}
+        return f'FreezeOut({", ".join(f"{name}={value!r}" for name, value in arguments.items())})'
 
     def match(self, event: Event, state: State) -> bool:
         """Runs on the events named in the description of the class."""
@@ -310,6 +316,7 @@ class FreezeOut(Algorithm):
             how_scale=self.how_scale,
             scale_lr=self.scale_lr,
             batchnorm=self.batchnorm,
+            fold_batchnorm=self.fold_batchnorm,
             schedulers=state.schedulers,
         )
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from composer_freezeout.folding import BatchNormFolding
 from composer_freezeout.partition import Unit
 
 __all__ = ['BatchNormMode', 'UnitFreezer', 'check_batchnorm']
@@ -33,21 +34,32 @@ class UnitFreezer:
         batchnorm (str): What a frozen normalisation layer with running statistics does in training: ``'eval'``
             normalises by the running statistics, ``'batch'`` by those of the batch without updating the running ones,
             ``'update'`` goes on as if it were not frozen.
+        fold_batchnorm (bool): Whether, with ``'eval'``, a frozen BatchNorm is folded into the convolution before it.
 
     Attributes:
         units_frozen (int): How many units are frozen, in ``[0, len(units)]``.
         frozen_norms (list[nn.Module]): Layers whose running statistics stand still.
+        folding (BatchNormFolding): What is folded.
 
     Raises:
         ValueError: If ``batchnorm`` is unknown, or ``'batch'`` for a layer that does not have that meaning.
     """
 
-    def __init__(self, model: nn.Module, units: Sequence[Unit], batchnorm: BatchNormMode = 'eval') -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Sequence[Unit],
+        batchnorm: BatchNormMode = 'eval',
+        fold_batchnorm: bool = True,
+    ) -> None:
         check_batchnorm(batchnorm)
         self.model = model
         self.units = tuple(units)
         self.batchnorm = batchnorm
+        self.fold_batchnorm = fold_batchnorm and batchnorm == 'eval'
+        self.folding = BatchNormFolding(model)
         self.units_frozen = 0
+        self._released = False
         self._parameters = {name: model.get_parameter(name) for unit in units for name in unit.parameters}
         self.frozen_norms: list[Any] = []
         if batchnorm == 'batch':
@@ -59,29 +71,32 @@ class UnitFreezer:
                     )
 
     def set_frozen(self, count: int) -> bool:
-        """Freezes the first ``count`` units and thaws the others; does nothing where they already are so.
+        """Freezes the first ``count`` units, after a :meth:`release` too, and thaws the others.
 
         Args:
             count (int): In ``[0, len(units)]``.
 
         Returns:
-            bool: Whether anything changed.
+            bool: Whether other parameters are frozen than before.
         """
-        if count == self.units_frozen:
-            return False
-        self._release_norms()
-        for unit in self.units[min(count, self.units_frozen) : max(count, self.units_frozen)]:
-            for name in unit.parameters:
-                parameter = self._parameters[name]
-                parameter.requires_grad_(count < self.units_frozen)
-                # A gradient left behind would be clipped, averaged and applied with the others.
-                parameter.grad = None
-        self.units_frozen = count
-        if self.batchnorm != 'update':
+        changed = count != self.units_frozen
+        if changed:
+            self._release_norms()
+            for unit in self.units[min(count, self.units_frozen) : max(count, self.units_frozen)]:
+                for name in unit.parameters:
+                    parameter = self._parameters[name]
+                    parameter.requires_grad_(count < self.units_frozen)
+                    # A gradient left behind would be clipped, averaged and applied with the others.
+                    parameter.grad = None
+            self.units_frozen = count
+        if (changed or self._released) and self.batchnorm != 'update':
             names = (norm for unit in self.units[:count] for norm in unit.norms)
             self.frozen_norms = [self.model.get_submodule(name) for name in names]
+            if self.fold_batchnorm:
+                self.folding.fold(self.frozen_norms)
+        self._released = False
         self.hold_norms()
-        return True
+        return changed
 
     def hold_norms(self) -> None:
         """Keeps the statistics of frozen layers still.
@@ -100,8 +115,11 @@ class UnitFreezer:
     def release(self) -> None:
         """Gives the layers of frozen units their own behaviour back; their parameters stay frozen."""
         self._release_norms()
+        self.folding.release()
+        self._released = True
 
     def _release_norms(self) -> None:
+        self.folding.fold(())
         for norm in self.frozen_norms:
             if self.batchnorm == 'eval':
                 norm.train(self.model.training)

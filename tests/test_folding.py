@@ -1,0 +1,519 @@
+"""A frozen BatchNorm runs inside of the convolution before it, and nothing but the time shows it."""
+
+import copy
+import io
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from composer_freezeout import FreezeOut, apply_freezeout
+from composer_freezeout.folding import find_pairs, folded
+from composer_freezeout.freezing import UnitFreezer
+from composer_freezeout.models import CifarDenseNet, CifarResNet
+from composer_freezeout.partition import partition_model, trace_usage
+
+from .comparing import assert_equal
+from .networks import Transformer, chain
+from .training import classifier, trainer
+
+BATCH_NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
+
+
+class Operators(TorchDispatchMode):
+    """Convolutions and batch normalisations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for name in ('convolution', 'batch_norm', 'addmm'):
+            self.counts[name] += name in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def counted(run: Callable[[], object]) -> tuple[int, int]:
+    """Convolutions and batch normalisations."""
+    with Operators() as operators:
+        run()
+    return operators.counts['convolution'], operators.counts['batch_norm']
+
+
+def prepared(
+    model: nn.Module, inputs: torch.Tensor, units_frozen: int | None = None, fold_batchnorm: bool = True
+) -> UnitFreezer:
+    """Statistics that have moved, and all units but the last frozen unless told otherwise."""
+    model.train()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+        model(inputs)
+    units = partition_model(model, trace_usage(model, lambda: model(inputs))).units
+    freezer = UnitFreezer(model, units, fold_batchnorm=fold_batchnorm)
+    freezer.set_frozen(len(units) - 1 if units_frozen is None else units_frozen)
+    return freezer
+
+
+def unfolded(model: nn.Module, inputs: torch.Tensor, freezer: UnitFreezer) -> torch.Tensor:
+    freezer.folding.fold(())
+    output = model(inputs)
+    freezer.folding.fold(freezer.frozen_norms)
+    return output
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+MODELS = {
+    # All of them stand behind a convolution.
+    'resnet': (lambda: CifarResNet(8), 7, 7),
+    # What is read is a concatenation, but for the norm between the two convolutions of each of the 6 dense layers.
+    'densenet': (lambda: CifarDenseNet(16, 4), 15, 6),
+    # The first norm of torchvision's stands behind the stem, the others as above.
+    'torchvision-densenet': (lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=10), 11, 5),
+    'mobilenet_v2': (lambda: without_dropout(torchvision.models.mobilenet_v2(width_mult=0.25)), 52, 52),
+    'vgg16_bn': (lambda: without_dropout(narrow_vgg()), 13, 13),
+}
+
+
+def narrow_vgg() -> nn.Module:
+    sizes = [8, 8, 'M', 8, 8, 'M', 8, 8, 8, 'M', 16, 16, 16, 'M', 16, 16, 16, 'M']
+    model = torchvision.models.VGG(torchvision.models.vgg.make_layers(sizes, batch_norm=True), num_classes=10)
+    model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 10)
+    return model
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize('name', MODELS)
+def test_as_without_folding(name, dtype):
+    make, norms, pairs = MODELS[name]
+    torch.manual_seed(0)
+    model, inputs = make().to(dtype), torch.randn(4, 3, 32, 32, dtype=dtype)
+    freezer = prepared(model, inputs)
+    before = copy.deepcopy(model.state_dict())
+    expected = unfolded(model, inputs, freezer)
+    output = model(inputs)
+    assert len(freezer.folding.pairs) == pairs
+    tolerance = 1e-12 if dtype is torch.float64 else 1e-5
+    assert (output - expected).abs().max() <= tolerance * expected.abs().max()
+    convolutions, batch_norms = counted(lambda: unfolded(model, inputs, freezer))
+    assert batch_norms == norms
+    assert counted(lambda: model(inputs)) == (convolutions, norms - pairs)
+    assert_equal(model.state_dict(), before)
+    assert not any('forward' in vars(module) for module in model.modules())
+
+
+def test_only_what_is_frozen_is_folded():
+    model, inputs = CifarResNet(8), torch.randn(4, 3, 32, 32)
+    freezer = prepared(model, inputs, 3)
+    assert counted(lambda: model(inputs)) == (2 * 7, 4 + 7)  # the first time the pairs are found, in one more pass
+    assert freezer.folding.pairs == {'conv1': 'bn1', 'layer1.0.conv1': 'layer1.0.bn1', 'layer1.0.conv2': 'layer1.0.bn2'}
+    for frozen, batch_norms in ((5, 2), (2, 5), (0, 7), (7, 0)):
+        freezer.set_frozen(frozen)
+        freezer.hold_norms()
+        assert counted(lambda: model(inputs)) == (7, batch_norms)
+    model(inputs).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ['fc.weight', 'fc.bias']
+    freezer.release()
+    model.train()
+    assert counted(lambda: model(inputs)) == (7, 7)
+    assert not model._forward_pre_hooks and not model._forward_hooks
+
+
+def test_finding_the_pairs_leaves_no_trace():
+    """Statistics that are still moving and the random state, though the pass in between is one in training."""
+
+    def step(fold_batchnorm: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        torch.manual_seed(0)
+        model, inputs = nn.Sequential(nn.Dropout(0.5), chain(), nn.Dropout(0.1)), torch.randn(4, 3, 8, 8)
+        prepared(model, inputs, 1, fold_batchnorm)
+        model(inputs)
+        return model.state_dict(), torch.rand(3)
+
+    (ours, random), (expected, expected_random) = step(True), step(False)
+    assert torch.equal(random, expected_random)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-7)
+        assert '.bn1.' not in name or torch.equal(ours[name], tensor)
+
+
+def test_evaluation_is_not_folded():
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    freezer = prepared(model, inputs)
+    model(inputs)
+    model.eval()
+    assert counted(lambda: model(inputs)) == (3, 3)
+    assert torch.equal(model(inputs), unfolded(model, inputs, freezer))
+
+
+# --- what is folded is what is there
+
+
+def replace_weight(model: Any) -> None:
+    model.conv2.weight = nn.Parameter(torch.randn_like(model.conv2.weight), requires_grad=False)
+
+
+def replace_data(model: Any) -> None:
+    model.bn1.bias.data = torch.randn(4)
+
+
+def write_in_place(model: Any) -> None:
+    model.bn2.running_var.detach().mul_(2.0)
+
+
+def load(model: Any) -> None:
+    model.load_state_dict({name: tensor + 0.5 for name, tensor in model.state_dict().items()})
+
+
+def train_norm(model: Any) -> None:
+    model.bn1.train()(100 * torch.randn(8, 4, 5, 5))
+    model.bn1.eval()
+
+
+@pytest.mark.parametrize('change', [replace_weight, replace_data, write_in_place, train_norm, load, nn.Module.double])
+def test_what_has_been_changed_is_folded_anew(change):
+    torch.manual_seed(0)
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    freezer = prepared(model, inputs)
+    before = model(inputs)
+    model(inputs)
+    assert freezer.folding.refolds == 1
+    change(model)
+    inputs = inputs.to(model.conv1.weight.dtype)
+    output = model(inputs)
+    assert output.dtype == inputs.dtype
+    assert freezer.folding.refolds == 2
+    torch.testing.assert_close(output, unfolded(model, inputs, freezer), rtol=1e-5, atol=1e-6)
+    assert change is nn.Module.double or not torch.allclose(output, before, atol=1e-3)
+
+
+def test_memory_format_is_kept():
+    model, inputs = chain().to(memory_format=torch.channels_last), torch.randn(4, 3, 8, 8)
+    for layer, norm in ((model.conv1, model.bn1), (model.conv2, model.bn2)):
+        weight, bias = folded(layer, norm)
+        assert weight.stride() == layer.weight.stride()
+        assert not weight.requires_grad and not bias.requires_grad
+    freezer = prepared(model, inputs)
+    features = nn.Sequential(*list(model)[:9])
+    assert features(inputs).is_contiguous(memory_format=torch.channels_last)
+    freezer.set_frozen(0)
+    model.to(memory_format=torch.contiguous_format)
+
+
+def test_in_autocast_the_gradients_are_those_of_the_unfolded_model():
+    """Weights that autocast keeps from a pass without gradients would have none."""
+
+    def gradients(fold_batchnorm: bool, enabled: bool = True) -> torch.Tensor:
+        torch.manual_seed(0)
+        model, inputs = chain(), torch.randn(4, 3, 8, 8)
+        freezer = prepared(model, inputs, 1, fold_batchnorm)
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            output = model(inputs)
+        assert output.dtype == (torch.bfloat16 if enabled else torch.float32)
+        assert bool(freezer.folding.pairs) == fold_batchnorm
+        output.float().square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    exact = gradients(False, enabled=False)
+    for fold_batchnorm in (True, False):
+        assert (gradients(fold_batchnorm) - exact).norm() <= 0.02 * exact.norm()
+
+
+# --- what stays unfolded
+
+
+def pairs_of(model: nn.Module, inputs: torch.Tensor | None = None) -> dict[str, str]:
+    inputs = torch.randn(4, 3, 8, 8) if inputs is None else inputs
+    with torch.no_grad():
+        return find_pairs(model, lambda: model(inputs))
+
+
+class Steps(nn.Module):
+    """A convolution and a BatchNorm, with something of one's own around."""
+
+    def __init__(self, forward: Callable[..., Any], layer: nn.Module | None = None, norm: nn.Module | None = None):
+        super().__init__()
+        self.layer = layer or nn.Conv2d(3, 4, 3)
+        self.norm = norm or nn.BatchNorm2d(4)
+        self.steps = forward
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.steps(self, x)
+
+
+def keep(model: Steps, x: torch.Tensor) -> torch.Tensor:
+    model.kept = model.layer(x)
+    return model.norm(model.kept)
+
+
+def both(model: Steps, x: torch.Tensor) -> torch.Tensor:
+    y = model.layer(x)
+    return model.norm(y) + y
+
+
+def returned(model: Steps, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    y = model.layer(x)
+    return model.norm(y), y
+
+
+def view_read(model: Steps, x: torch.Tensor) -> torch.Tensor:
+    y = model.layer(x)
+    return model.norm(y) + y[:, :, :1, :1]
+
+
+def dropped(model: Steps, x: torch.Tensor) -> torch.Tensor:
+    return model.norm(nn.functional.dropout(model.layer(x), 0.5, model.training))
+
+
+@pytest.mark.parametrize(
+    ('forward', 'pairs'),
+    [
+        (lambda m, x: m.norm(m.layer(x)), 1),
+        (lambda m, x: m.norm(m.layer(x)).relu_(), 1),
+        (both, 0),
+        (returned, 0),
+        (view_read, 0),
+        (keep, 0),
+        (dropped, 0),
+        (lambda m, x: m.norm(m.layer(x).relu()), 0),
+        (lambda m, x: m.norm(m.layer(x).relu_()), 0),
+        (lambda m, x: m.norm(m.layer(x).view(4, 4, 36, 1)), 0),
+        (lambda m, x: m.norm(m.layer(x)) + m.norm(m.layer(x[:2]).repeat(2, 1, 1, 1)), 0),
+        (lambda m, x: m.norm(m.norm(m.layer(x))), 0),
+        (lambda m, x: m.layer(x), 0),
+    ],
+    ids=['plain', 'then in place', 'read', 'returned', 'view', 'kept', 'dropout', 'relu', 'in place', 'reshaped',
+         'twice', 'norm twice', 'no norm'],
+)  # fmt: skip
+def test_only_a_layer_that_is_read_by_its_norm_alone(forward, pairs):
+    model = Steps(forward)
+    assert pairs_of(model) == ({'layer': 'norm'} if pairs else {})
+    # And so it is in training.
+    inputs = torch.randn(4, 3, 8, 8)
+    model.layer.requires_grad_(False)
+    freezer = UnitFreezer(nn.Sequential(model, nn.Identity()), ())
+    model.norm.requires_grad_(False).eval()
+    freezer.folding.fold([model.norm])
+    torch.manual_seed(1)
+    output = freezer.model(inputs)
+    assert len(freezer.folding.pairs) == pairs
+    torch.manual_seed(1)
+    assert_close(output, model(inputs))
+
+
+def assert_close(a: Any, b: Any) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('layer', 'norm', 'shape', 'pairs'),
+    [
+        (nn.Linear(3, 4), nn.BatchNorm1d(4), (5, 3), 1),
+        (nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, affine=False), (5, 3), 1),
+        (nn.Linear(3, 4), nn.BatchNorm1d(4), (5, 4, 3), 0),  # normalises the other dimension
+        (nn.Conv1d(3, 4, 3, padding=1, padding_mode='circular'), nn.BatchNorm1d(4), (5, 3, 7), 1),
+        (nn.Conv2d(3, 6, 3, 2, groups=3, dilation=2), nn.BatchNorm2d(6, eps=0.1), (5, 3, 7, 7), 1),
+        (nn.Conv3d(3, 4, 2), nn.BatchNorm3d(4, momentum=None), (5, 3, 4, 4, 4), 1),
+        (nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(4), (5, 3, 7, 7), 0),
+        (nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True), (5, 3, 7, 7), 0),
+        (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), (5, 3, 7, 7), 0),
+        (type('Own', (nn.Conv2d,), {})(3, 4, 3), nn.BatchNorm2d(4), (5, 3, 7, 7), 0),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), (5, 3, 7, 7), 0),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.BatchNorm1d(4), (5, 3), 0),
+    ],
+)
+def test_every_kind_of_layer(layer, norm, shape, pairs):
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(layer, norm, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)), torch.randn(shape)
+    model(inputs)
+    freezer = prepared(model, inputs)
+    output = model(inputs)
+    assert len(freezer.folding.pairs) == pairs
+    assert_close(output, unfolded(model, inputs, freezer))
+
+
+@pytest.mark.parametrize('where', ['conv1', 'bn1'])
+@pytest.mark.parametrize('kind', ['forward_hook', 'forward_pre_hook', 'full_backward_hook', 'full_backward_pre_hook'])
+def test_hooks_see_what_they_saw(kind, where):
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    prepared(model, inputs)
+    model(inputs)
+    assert counted(lambda: model(inputs)) == (3, 0)
+    handle = getattr(getattr(model, where), f'register_{kind}')(lambda *_: None)
+    assert counted(lambda: model(inputs)) == (3, 1)
+    handle.remove()
+    assert counted(lambda: model(inputs)) == (3, 0)
+
+
+def test_a_forward_method_of_ones_own_stays():
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    prepared(model, inputs)
+    model(inputs)
+    model.bn1.forward = own = lambda x: x * 0
+    assert counted(lambda: model(inputs)) == (3, 0)
+    assert model(inputs).std(0).max() < 1e-6
+    assert model.bn1.forward is own
+
+
+@pytest.mark.parametrize('mode', ['batch', 'update'])
+def test_a_norm_that_does_not_use_its_running_statistics(mode):
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    units = partition_model(model, trace_usage(model, lambda: model(inputs))).units
+    UnitFreezer(model.train(), units, mode).set_frozen(3)
+    assert counted(lambda: model(inputs)) == (3, 3)
+    assert not model._forward_pre_hooks
+
+
+def test_a_model_put_into_training_mode_behind_the_freezers_back():
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    freezer = prepared(model, inputs)
+    model.train()
+    assert counted(lambda: model(inputs))[1] == 6  # the pass that finds the pairs, too
+    freezer.hold_norms()
+    assert counted(lambda: model(inputs)) == (3, 0)
+
+
+def test_a_model_without_batchnorm_makes_no_further_pass():
+    model, tokens = Transformer(), torch.randint(0, 11, (2, 5))
+    freezer = UnitFreezer(model, partition_model(model, trace_usage(model, lambda: model(tokens))).units)
+    freezer.set_frozen(3)
+    assert not model._forward_pre_hooks
+
+
+def test_a_forward_pass_that_changes_its_mind_is_told():
+    class Fickle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.double = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.bn(2 * y if self.double else y)
+
+    model, inputs = Fickle().requires_grad_(False), torch.randn(4, 3, 8, 8)
+    freezer = UnitFreezer(model, ())
+    freezer.folding.fold([model.bn.eval()])
+    model(inputs)
+    model.double = True
+    with pytest.raises(RuntimeError, match="'bn' was folded into 'conv' and now reads something else.*fold_batchnorm"):
+        model(inputs)
+    assert 'forward' not in vars(model.conv)
+
+
+def test_an_error_in_the_forward_pass_leaves_nothing_behind():
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    prepared(model, inputs)
+    model(inputs)
+    with pytest.raises(RuntimeError):
+        model(inputs[:, :2])
+    assert not any('forward' in vars(module) for module in model.modules())
+    assert counted(lambda: model(inputs)) == (3, 0)
+
+
+# --- copies
+
+
+def test_a_copy_knows_nothing_of_it():
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    freezer = prepared(model, inputs)
+    expected = unfolded(model, inputs, freezer)
+    model(inputs)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for same in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        assert_equal(same.state_dict(), model.state_dict())
+        assert counted(lambda same=same: same(inputs)) == (3, 3)
+        assert torch.equal(same(inputs), expected)
+        (folding,) = {hook.__self__ for hook in (*same._forward_hooks.values(), *same._forward_pre_hooks.values())}
+        assert folding._model is None and not folding.pairs
+    assert counted(lambda: model(inputs)) == (3, 0)
+
+
+def test_no_tensor_is_added_to_the_model():
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    names = list(model.state_dict()), list(dict(model.named_parameters())), list(dict(model.named_buffers()))
+    prepared(model, inputs)
+    model(inputs)
+    assert (list(model.state_dict()), list(dict(model.named_parameters())), list(dict(model.named_buffers()))) == names
+
+
+# --- in training
+
+
+@pytest.fixture
+def nothing_compiled():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def whole(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend='eager', fullgraph=True)
+
+
+def forward_method(model: nn.Module) -> nn.Module:
+    model.forward = torch.compile(model.forward, backend='eager')
+    return model
+
+
+def one_module(model: nn.Module) -> nn.Module:
+    model.conv1.compile(backend='eager')
+    return model
+
+
+@pytest.mark.parametrize('compiled', [whole, forward_method, one_module])
+def test_compiled_models_are_not_folded(compiled, nothing_compiled):
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    freezer = prepared(model, inputs)
+    expected = unfolded(model, inputs, freezer)
+    # As after a resume: compiled when something has been frozen already.
+    assert torch.equal(compiled(model)(inputs), expected)
+    assert not freezer.folding.pairs
+
+
+def test_a_loop_with_layers():
+    """No example batch is needed: the first pass with something frozen is looked at."""
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    freezer = apply_freezeout(model, optimizer, layers=['(conv|bn)1', '(conv|bn)[23]', 'head'], t_0=0.5)
+    for progress, batch_norms in ((0.0, 3), (0.2, 2 + 3), (0.25, 2), (0.9, 0)):
+        freezer.batch_start(progress)
+        assert counted(lambda: model(inputs))[1] == batch_norms
+    plain = chain()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    freezer = apply_freezeout(plain, optimizer, layers=['(conv|bn).*', 'head'], fold_batchnorm=False, t_0=0.5)
+    freezer.batch_start(0.9)
+    assert counted(lambda: plain(inputs)) == (3, 3)
+
+
+def test_in_a_trainer():
+    """The same learning to rounding, with the settings' checks and without a hook left at the end."""
+    weights = []
+    for fold_batchnorm in (True, False):
+        model, freezeout = classifier(), FreezeOut(0.5, fold_batchnorm=fold_batchnorm)
+        trainer(model, [freezeout]).fit()
+        assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [2, 5, 10, None]
+        assert not model._forward_hooks and not model._forward_pre_hooks
+        weights.append(model.state_dict())
+    for name, tensor in weights[1].items():
+        torch.testing.assert_close(weights[0][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    assert not torch.equal(weights[0]['module.head.weight'], weights[1]['module.head.weight'])
+    assert torch.equal(weights[0]['module.bn1.running_mean'], weights[1]['module.bn1.running_mean'])
+
+
+def test_bad_switch_is_refused():
+    with pytest.raises(TypeError, match="fold_batchnorm must be True or False, got 'yes'"):
+        FreezeOut(fold_batchnorm='yes')
