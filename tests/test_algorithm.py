@@ -497,6 +497,18 @@ def test_longer_duration_in_a_second_fit_thaws():
     assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [1, 19, 38, None]
 
 
+def test_statistics_stand_still_in_a_second_fit_with_as_many_frozen_units():
+    model, freezeout = classifier(), FreezeOut(0.3)
+    run = trainer(model, [freezeout])
+    run.fit()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    run.fit(duration='1ep')
+    assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [1, 3, 8, None]
+    assert len(before) == 9
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
 def test_train_subset_num_batches_is_the_length_of_the_epoch():
     trace = StepTrace()
     trainer(classifier(), [FreezeOut(0.5)], callbacks=[trace], max_duration='4ep', train_subset_num_batches=2).fit()
