@@ -434,9 +434,10 @@ class FreezeOut(Algorithm):
     def _follow(self, state: State) -> None:
         """Lets what surrounds the model know that other parameters are trainable now."""
         assert self._freezer is not None
-        agree_on_buffers(self._freezer.freezer.frozen_norms)
+        settled = self._freezer.freezer.frozen_norms
+        agree_on_buffers(settled)
         if isinstance(state.model, DistributedDataParallel):
-            restart_ddp(state.model)
+            restart_ddp(state.model, settled)
         if self._compiled:
             forget_compiled()
 

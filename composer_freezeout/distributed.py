@@ -36,8 +36,8 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def restart_ddp(model: DistributedDataParallel) -> None:
-    """Starts a wrapper anew, so that only the parameters that still train are communicated.
+def restart_ddp(model: DistributedDataParallel, settled: Iterable[nn.Module] = ()) -> None:
+    """Starts a wrapper anew, so that only what still changes is communicated.
 
     DDP fixes the parameters that it expects gradients for when it is made. The object stays the same, with its
     settings, its communication hooks and a compiled forward. Parameters are not broadcast: the ranks agree on them
@@ -45,6 +45,7 @@ def restart_ddp(model: DistributedDataParallel) -> None:
 
     Args:
         model (DistributedDataParallel): The wrapper. At least one parameter must be trainable.
+        settled (Iterable[nn.Module]): Modules of the model whose buffers stand still and are the same on every rank.
     """
     training, hooks = model.training, list(model._comm_hooks)
     settings = {
@@ -63,4 +64,10 @@ def restart_ddp(model: DistributedDataParallel) -> None:
     model.__init__(model.module, init_sync=False, **settings)
     for hook, state in hooks:
         model.register_comm_hook(state, hook)
+    # Written to before every forward pass, they would look as if they changed.
+    still = set(settled)
+    model.parameters_to_ignore |= {
+        f'{name}.{buffer}' for name, m in model.module.named_modules() if m in still for buffer in m._buffers
+    }
+    model._assign_modules_buffers()
     model.train(training)

@@ -62,6 +62,14 @@ def test_two_processes_equal_one(two_ranks, tmp_path):
         torch.testing.assert_close(two_ranks[0]['model'][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_frozen_statistics_agree_without_being_sent(two_ranks):
+    """What is sent with every batch would have to be folded anew with every batch."""
+    first, second = two_ranks
+    assert first['refolds'] == second['refolds'] == [0] * 2 + [1] * 3 + [2] * 5 + [3] * 6
+    for name, tensor in first['batchnorm'].items():
+        assert torch.equal(tensor, second['batchnorm'][name]), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('groups', ['one', 'two'])
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)

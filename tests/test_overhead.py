@@ -97,7 +97,7 @@ def test_operators_get_fewer_with_every_freeze():
     assert frozen.outside[3] < frozen.outside[2] < frozen.outside[1]
 
 
-def test_folded_each_batchnorm_is_an_operator_less():
+def test_a_folded_batchnorm_runs_no_operator():
     layers = [r'module\.(conv|bn).*', r'module\.head']
     folded, unfolded = (
         steps([FreezeOut(0.2, 'linear', layers=layers, fold_batchnorm=fold_batchnorm)]).outside
@@ -105,4 +105,5 @@ def test_folded_each_batchnorm_is_an_operator_less():
     )
     # Which can be folded is seen in one more forward pass, at the first freeze.
     assert folded[0] == unfolded[0] and folded[1] > unfolded[1]
-    assert [before - after for before, after in zip(unfolded[2:], folded[2:], strict=True)] == [3, 3]
+    each = 2  # the normalisation, and an empty tensor for what its backward pass would need
+    assert [before - after for before, after in zip(unfolded[2:], folded[2:], strict=True)] == [3 * each] * 2

@@ -18,6 +18,17 @@ from tests.networks import chain
 from tests.training import classifier, images, make_optimizer, trainer
 
 
+class Folding(Callback):
+    """How often BatchNorm has been folded by the end of each batch."""
+
+    def __init__(self, freezeout: FreezeOut) -> None:
+        self.freezeout = freezeout
+        self.refolds: list[int] = []
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.refolds.append(self.freezeout._freezer.freezer.folding.refolds)
+
+
 class Traffic(Callback):
     """Bytes that each step all-reduces, the number of synchronised backward passes, and the bytes that it should be."""
 
@@ -44,21 +55,26 @@ class Traffic(Callback):
         self.trainable.append(sum(p.numel() * p.element_size() for p in state.model.parameters() if p.requires_grad))
 
 
-def make_run(optimizer: str, grouped: bool, **arguments: Any) -> tuple[Trainer, FreezeOut]:
+def make_run(
+    optimizer: str, grouped: bool, batchnorm: bool = False, callbacks: Any = (), **arguments: Any
+) -> tuple[Trainer, FreezeOut]:
     # The single process sees the same global batches: samples are dealt out in turn.
     dataset = images().dataset
     loader = DataLoader(dataset, batch_size=4 // dist.get_world_size(), sampler=dist.get_sampler(dataset))
     torch.manual_seed(0)
     network = chain(classes=4)
-    for index in (1, 2, 3):  # BatchNorm would see half a batch on each rank
+    for index in () if batchnorm else (1, 2, 3):  # BatchNorm would see half a batch on each rank
         setattr(network, f'bn{index}', torch.nn.GroupNorm(2, 4))
     freezeout = FreezeOut(0.5, max_stages=3)
+    if batchnorm:
+        callbacks = [*callbacks, Folding(freezeout)]
     model = classifier(network)
     run = trainer(
         model,
         [freezeout],
         make_optimizer(optimizer, model, grouped),
         train_dataloader=DataSpec(loader),
+        callbacks=callbacks,
         **arguments,
     )
     return run, freezeout
@@ -97,6 +113,10 @@ def main(folder: str, optimizer: str = 'sgd-momentum', groups: str = 'one') -> N
             resumed, _ = run(device_train_microbatch_size=1, load_path=str(checkpoint))
             resumed.fit()
             seen['resumed'].append(weights(resumed))
+        norms, _ = run(batchnorm=True)
+        norms.fit()
+        seen['batchnorm'] = weights(norms)
+        seen['refolds'] = next(c.refolds for c in norms.state.callbacks if isinstance(c, Folding))
         counted = Traffic()
         compiled, _ = run(compile_config={'backend': 'aot_eager'}, callbacks=[counted])
         wrapper, forward = compiled.state.model, compiled.state.model.forward
