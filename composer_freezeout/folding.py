@@ -10,7 +10,7 @@ import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter, is_not
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -156,7 +156,7 @@ class _Fold:
         self.names = names
         self._layer = layer
         self._norm = norm
-        self._compute = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
+        self._compute: Any = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
         self._hooks = [getattr(module, hooks) for module in (layer, norm) for hooks in _HOOKS]
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
@@ -302,11 +302,12 @@ class BatchNormFolding:
     def _refold_if_stale(self) -> None:
         sources = [tensors[key] for tensors, key in self._slots]
         state = list(map(_version, sources)), list(map(Tensor.data_ptr, sources))
-        if state != self._state or any(map(is_not, sources, self._sources)):
+        if state != self._state:
             for fold in self._folds or ():
                 fold.refold()
             self.refolds += 1
-            self._sources, self._state = sources, state
+            # Held on to, so that nothing new can come to lie where they lie.
+            self._sources, self._state = [source.detach() for source in sources], state
 
 
 def _observe_pairs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from composer_freezeout.models import CifarDenseNet, CifarResNet
 from composer_freezeout.partition import partition_model, trace_usage
 
 from .comparing import assert_equal
-from .networks import Transformer, chain
+from .networks import chain
 from .training import classifier, trainer
 
 BATCH_NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
@@ -169,6 +169,11 @@ def replace_data(model: Any) -> None:
     model.bn1.bias.data = torch.randn(4)
 
 
+def replace_data_twice(model: Any) -> None:
+    for _ in range(2):  # the second time where the first tensor was
+        model.bn1.bias.data = torch.randn(4)
+
+
 def write_in_place(model: Any) -> None:
     model.bn2.running_var.detach().mul_(2.0)
 
@@ -182,7 +187,10 @@ def train_norm(model: Any) -> None:
     model.bn1.eval()
 
 
-@pytest.mark.parametrize('change', [replace_weight, replace_data, write_in_place, train_norm, load, nn.Module.double])
+@pytest.mark.parametrize(
+    'change',
+    [replace_weight, replace_data, replace_data_twice, write_in_place, train_norm, load, nn.Module.double],
+)
 def test_what_has_been_changed_is_folded_anew(change):
     torch.manual_seed(0)
     model, inputs = chain(), torch.randn(4, 3, 8, 8)
@@ -385,11 +393,26 @@ def test_a_model_put_into_training_mode_behind_the_freezers_back():
     assert counted(lambda: model(inputs)) == (3, 0)
 
 
+def test_a_frozen_norm_behind_a_layer_that_trains():
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    model.bn2.requires_grad_(False)
+    freezer = UnitFreezer(model, ())
+    freezer.folding.fold([model.bn2.eval()])
+    model(inputs).sum().backward()
+    assert not freezer.folding.pairs
+    assert model.conv2.weight.grad is not None
+    freezer.folding.fold([model.bn2])
+    model.conv2.requires_grad_(False)
+    model(inputs)
+    assert freezer.folding.pairs == {'conv2': 'bn2'}
+
+
 def test_a_model_without_batchnorm_makes_no_further_pass():
-    model, tokens = Transformer(), torch.randint(0, 11, (2, 5))
-    freezer = UnitFreezer(model, partition_model(model, trace_usage(model, lambda: model(tokens))).units)
-    freezer.set_frozen(3)
-    assert not model._forward_pre_hooks
+    norms = (nn.InstanceNorm2d(4, affine=True, track_running_stats=True) for _ in range(2))
+    model, inputs = nn.Sequential(nn.Conv2d(3, 4, 3), *norms, nn.Conv2d(4, 4, 3)), torch.randn(4, 3, 8, 8)
+    freezer = prepared(model, inputs)
+    assert len(freezer.frozen_norms) == 2
+    assert counted(lambda: model(inputs))[0] == 2
 
 
 def test_a_forward_pass_that_changes_its_mind_is_told():
