@@ -28,14 +28,9 @@ __all__ = ['BatchNormFolding', 'find_pairs', 'folded']
 
 log = logging.getLogger(__name__)
 
-# The norm that may follow a layer, and the dimensions of what is between them. Subclasses may compute something else.
-_FOLDABLE: dict[type[nn.Module], tuple[type[nn.Module], int]] = {
-    nn.Linear: (nn.BatchNorm1d, 2),
-    nn.Conv1d: (nn.BatchNorm1d, 3),
-    nn.Conv2d: (nn.BatchNorm2d, 4),
-    nn.Conv3d: (nn.BatchNorm3d, 5),
-}
-_NORMS = {norm for norm, _ in _FOLDABLE.values()}
+# By layer, the dimensions of its output that has channels second. Subclasses may compute something else.
+_LAYERS: dict[type[nn.Module], int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 _HOOKS = ('_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks')
 
 _version = attrgetter('_version')
@@ -82,7 +77,7 @@ def find_pairs(model: nn.Module, forward: Callable[[], object]) -> dict[str, str
     watch = _OutputWatch()
     with contextlib.ExitStack() as stack:
         for module in names:
-            if type(module) in _FOLDABLE:
+            if type(module) in _LAYERS:
                 stack.callback(module.register_forward_hook(watch.leave_layer).remove)
             elif type(module) in _NORMS:
                 stack.callback(module.register_forward_pre_hook(watch.enter_norm).remove)
@@ -124,8 +119,7 @@ class _OutputWatch(TorchDispatchMode):
 
     def leave_layer(self, layer: nn.Module, _: object, output: Tensor) -> None:
         self.calls[layer] += 1
-        _, dimensions = _FOLDABLE[type(layer)]
-        if output.ndim == dimensions and output.layout is torch.strided:
+        if output.ndim == _LAYERS[type(layer)] and output.layout is torch.strided:
             storage = StorageWeakRef(output.untyped_storage())
             self._outputs[layer], self._storages[layer] = weakref.ref(output), storage
             self._layers[storage] = layer
@@ -133,7 +127,7 @@ class _OutputWatch(TorchDispatchMode):
     def enter_norm(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
         self.calls[norm] += 1
         for layer, output in self._outputs.items():
-            if args and output() is args[0] and _FOLDABLE[type(layer)][0] is type(norm):
+            if args and output() is args[0]:
                 self._norms[layer] = norm
                 self._reading = layer
 
@@ -296,7 +290,7 @@ class BatchNormFolding:
         return [
             _Fold(layer, norm, names)
             for names, (layer, norm) in zip(self._pairs.items(), pairs, strict=True)
-            if norm in self._norms and _is_frozen(layer) and _is_frozen(norm) and norm.running_mean is not None
+            if norm in self._norms and _is_frozen(layer) and _is_frozen(norm)
         ]
 
     def _refold_if_stale(self) -> None:
