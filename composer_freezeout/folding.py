@@ -256,7 +256,7 @@ class BatchNormFolding:
         self._folds: list[_Fold] | None = None
         self._slots: list[tuple[dict[str, Any], str]] = []
         self._sources: list[Tensor] = []
-        self._state: tuple[list[int], list[int]] | None = None
+        self._state: tuple[list[int], list[int]] = [], []
 
     # --- around a forward pass
 
