@@ -57,7 +57,13 @@ _STYLES = {
     'freezeout_linear_unscaled': ('#3b82f6', 'v', False),
     'freezeout_const_time': ('#c4479b', 'P', True),
 }
-_OTHERS = [('#a87900', 'X', True), ('#6a8f1f', '*', True), ('#b35c44', 'p', True), ('#5c7cb3', 'h', True)]
+# Arms of other names, as in a sweep: four at a time differ in both colour and marker.
+_OTHERS = [
+    (colour, 'X*ph'[(index + shift) % 4], filled)
+    for filled in (True, False)
+    for shift in range(4)
+    for index, colour in enumerate(('#a87900', '#6a8f1f', '#b35c44', '#5c7cb3'))
+]
 _SETTINGS: dict[Any, Any] = {
     'font.family': 'DejaVu Sans',
     'font.size': 10,
