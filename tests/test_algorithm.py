@@ -295,7 +295,13 @@ def test_transformer_backward_shrinks_too():
 
 @pytest.mark.parametrize(
     ('name', 'size'),
-    [('resnet18', 32), ('densenet121', 32), ('vgg11_bn', 32), ('vit_b_16', 224), ('mobilenet_v3_small', 32)],
+    [
+        ('resnet18', 32),
+        ('densenet121', 32),
+        ('mobilenet_v3_small', 32),
+        pytest.param('vgg11_bn', 32, marks=pytest.mark.slow),
+        pytest.param('vit_b_16', 224, marks=pytest.mark.slow),
+    ],
 )
 def test_torchvision_networks_train(name, size):
     torch.manual_seed(0)

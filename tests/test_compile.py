@@ -63,9 +63,9 @@ def deep(norm: bool, layers: int = 12) -> nn.Sequential:
         (None, [12, 9, 6, 3, 0], False, False),
         (None, [12, 9, 6, 3, 0], True, True),
         (1, [12, 0], True, False),
-        (3, [12, 8, 4, 0], False, True),
+        pytest.param(3, [12, 8, 4, 0], False, True, marks=pytest.mark.slow),
         # More stages than torch compiles by itself before it falls back to eager.
-        (12, list(range(12, -1, -1)), False, False),
+        pytest.param(12, list(range(12, -1, -1)), False, False, marks=pytest.mark.slow),
     ],
 )
 def test_every_stage_is_compiled_once_and_shrinks_the_backward(max_stages, convolutions, norm, evaluate):

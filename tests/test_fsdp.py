@@ -37,7 +37,7 @@ def launch(folder: Path, version: str, kind: str, *optimizer: str) -> list[dict[
 @pytest.fixture(
     scope='module',
     params=[
-        ('2', 'full'),
+        pytest.param(('2', 'full'), marks=pytest.mark.slow),
         ('2', 'sharded'),
         pytest.param(('1', 'full'), marks=pytest.mark.gpu),
         pytest.param(('1', 'sharded'), marks=pytest.mark.gpu),
