@@ -1,5 +1,6 @@
 """FreezeOut as a Composer algorithm: events in, calls out."""
 
+import functools
 import inspect
 import logging
 import warnings
@@ -275,13 +276,18 @@ class FreezeOut(Algorithm):
             names = ', '.join(unit.name for unit in self._freezer.partition.units[min(before, now) : max(before, now)])
             log.info('FreezeOut %s %s at progress %.4f', 'froze' if now > before else 'thawed', names, done)
             self._follow(state)
+        if logger.destinations:
+            self._log(done, logger)
+
+    def _log(self, done: float, logger: Logger) -> None:
+        assert self._freezer is not None
         logger.log_metrics(
             {
                 **({'freezeout/compile_seconds': compile_seconds()} if self._compiled else {}),
                 'freezeout/progress': done,
                 'freezeout/units_frozen': self._freezer.units_frozen,
                 'freezeout/fraction_frozen': self._freezer.fraction_frozen,
-                **{f'freezeout/lr/{unit}': lr for unit, lr in self._freezer.learning_rates().items()},
+                **{_lr_metric(unit): lr for unit, lr in self._freezer.learning_rates().items()},
             }
         )
 
@@ -440,6 +446,11 @@ class FreezeOut(Algorithm):
             restart_ddp(state.model, settled)
         if self._compiled:
             forget_compiled()
+
+
+@functools.cache
+def _lr_metric(unit: str) -> str:
+    return f'freezeout/lr/{unit}'
 
 
 def _microbatch(state: State) -> Any:

@@ -71,6 +71,9 @@ class UnitGroups:
         self._original: list[dict[str, Any]] = []
         self._resting: list[dict[str, Any]] = []  # the split groups, while they are joined
         self._is_split = False
+        # Of the groups as they are now: looked up once, as learning rates are set and read in every batch.
+        self._targets: list[tuple[dict[str, Any], float, int]] = []
+        self._labelled: dict[str, dict[str, Any]] = {}
         self._schedulers: list[tuple[LRScheduler, dict[str, dict[int, Any]]]] = []
         self.track_schedulers(schedulers)
         self._hooks = [
@@ -160,9 +163,9 @@ class UnitGroups:
                 Parameters outside of the units get the last unit's.
         """
         self._factors = factors
-        self.split()
-        for group in self.optimizer.param_groups:
-            lr = group[BASE_LR] * factors[self._index.get(group[UNIT], -1)]
+        self._look_up()
+        for group, base_lr, index in self._targets:
+            lr = base_lr * factors[index]
             if isinstance(group['lr'], torch.Tensor):
                 group['lr'].fill_(lr)
             else:
@@ -170,16 +173,16 @@ class UnitGroups:
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of each unit in the optimizer; by ``unit/group<j>`` where its groups have different ones."""
+        self._look_up()
+        return {label: float(group['lr']) for label, group in self._labelled.items()}
+
+    def _look_up(self) -> None:
         self.split()
-        rates: dict[str, dict[int, float]] = {}
-        for group in reversed(self.optimizer.param_groups):
-            if group[UNIT] is not None:
-                rates.setdefault(group[UNIT], {})[group[_ORIGIN]] = float(group['lr'])
-        return {
-            name if len(set(of_unit.values())) == 1 else f'{name}/group{origin}': lr
-            for name, of_unit in rates.items()
-            for origin, lr in (of_unit.items() if len(set(of_unit.values())) > 1 else [next(iter(of_unit.items()))])
-        }
+        groups = self.optimizer.param_groups
+        # Loading a state replaces the groups.
+        if not self._targets or self._targets[0][0] is not groups[0]:
+            self._targets = [(group, group[BASE_LR], self._index.get(group[UNIT], -1)) for group in groups]
+            self._labelled = _label(groups)
 
     def set_removed(self, count: int) -> bool:
         """Takes the first ``count`` units out of the optimizer, with their state, and puts others back with none.
@@ -231,6 +234,7 @@ class UnitGroups:
         return self._index.get(group[UNIT], len(self._index))
 
     def _set_groups(self, groups: Sequence[dict[str, Any]]) -> None:
+        self._targets = []
         self.optimizer.param_groups[:] = groups
         self._share_groups()
         for scheduler, lists in self._schedulers:
@@ -309,6 +313,18 @@ def _split(
                     }
                 )
     return split
+
+
+def _label(groups: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A group for each learning rate of each unit, first unit first."""
+    of_units = [group for group in reversed(groups) if group[UNIT] is not None]
+    base_lrs: dict[str, set[float]] = {}
+    for group in of_units:
+        base_lrs.setdefault(group[UNIT], set()).add(group[BASE_LR])
+    return {
+        group[UNIT] if len(base_lrs[group[UNIT]]) == 1 else f'{group[UNIT]}/group{group[_ORIGIN]}': group
+        for group in of_units
+    }
 
 
 def _flatten(schedulers: Iterable[LRScheduler]) -> Iterable[LRScheduler]:
