@@ -96,7 +96,7 @@ def suggest(trial: optuna.Trial, warm_ups: Sequence[str] = WARM_UPS) -> dict[str
 
 
 def name_of(setting: Setting) -> str:
-    """A short name for a setting, the same in every session.
+    """A short name for a setting, the same in every sweep.
 
     Args:
         setting (Mapping[str, Any]): Arguments of FreezeOut.
@@ -253,7 +253,7 @@ class Sweep:
         # After an interruption another seed: the draws of the first one have been made.
         study.sampler = optuna.samplers.TPESampler(seed=self.baseline.config.seed + len(study.trials))
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            # Of an interrupted session. Its runs are taken over when the setting is tried again.
+            # Of an interrupted sweep. Its runs are taken over when the setting is tried again.
             study.tell(trial.number, state=TrialState.FAIL)
             if trial.params:
                 study.enqueue_trial(trial.params)
