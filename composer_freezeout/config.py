@@ -696,8 +696,11 @@ def describe(fault: Fault, path: str | Path, overrides: Sequence[str] = ()) -> s
         str: ``<file>: <key>: <message>``, or ``command line`` for the file where an override set the value.
     """
     overridden = [override.partition('=')[0] for override in overrides]
+    unknown = fault.message.startswith('unknown key')
     from_command_line = fault.message.startswith('expected key=value') or any(
-        f'{fault.path}.'.startswith(f'{key}.') for key in overridden
+        # Of a key that is not in the file an override makes the sections around it, too.
+        f'{fault.path}.'.startswith(f'{key}.') or (unknown and key.startswith(f'{fault.path}.'))
+        for key in overridden
     )
     source = COMMAND_LINE if from_command_line else str(path)
     return ': '.join(filter(None, [source, fault.path, fault.message]))

@@ -246,6 +246,9 @@ def test_describe_names_the_source_of_the_value():
     assert describe(fault, 'a.yaml', ['optimizer={}']) == 'command line: optimizer.lr: wrong'
     assert describe(fault, 'a.yaml', ['optimizer.lrs=1']) == 'a.yaml: optimizer.lr: wrong'
     assert describe(Fault('', 'wrong'), 'a.yaml', ['seed=1']) == 'a.yaml: wrong'
+    unknown = Fault('optimiser', "unknown key 'optimiser'")
+    assert describe(unknown, 'a.yaml', ['optimiser.lr=1']).startswith('command line: optimiser: ')
+    assert describe(unknown, 'a.yaml', ['optimizer.lr=1']).startswith('a.yaml: optimiser: ')
 
 
 def test_suggest():
