@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU: tests, step times, and a comparison. Each has a time limit; what fails doesn't stop the rest.
 #
-#   bash benchmarks/gpu.sh FOLDER [SCALE]
+#   bash benchmarks/gpu.sh FOLDER [SCALE [key=value …]]
 #
-# SCALE is that of the comparison, in (0, 1] (0.1). The exit code is the number of what failed. What is finished in FOLDER
+# SCALE is that of the comparison, in (0, 1] (0.1); the rest is laid over its files, such as another data set. The exit code is the number of what failed. What is finished in FOLDER
 # is not measured again, so that the same command goes on after an interruption.
 set -u
 cd "$(dirname "$0")/.."
 
 if [ $# -lt 1 ]; then
-    echo 'usage: bash benchmarks/gpu.sh FOLDER [SCALE]' >&2
+    echo 'usage: bash benchmarks/gpu.sh FOLDER [SCALE [key=value …]]' >&2
     exit 2
 fi
 out=$1
 scale=${2:-0.1}
+shift $(($# < 2 ? $# : 2))
 python=${PYTHON:-python}
 failed=0
 mkdir -p "$out" || exit 2
@@ -55,7 +56,7 @@ step step_resnet56_compiled 20m --model resnet56 --batch-size 1024 "${large[@]}"
     --compile --eager "$out/step_resnet56"
 
 run compare_resnet56_cifar10 90m "$python" benchmarks/compare.py yamls/resnet56_cifar10 --seeds 3 --scale "$scale" \
-    --arms baseline,baseline_short,layer_freezing_matched,freezeout --out "$out/resnet56_cifar10"
+    --out "$out/resnet56_cifar10" "$@"
 
 echo "$failed of the above failed"
 exit $failed
