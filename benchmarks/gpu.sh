@@ -3,8 +3,9 @@
 #
 #   bash benchmarks/gpu.sh FOLDER [SCALE [key=value …]]
 #
-# SCALE is that of the comparison, in (0, 1] (0.1); the rest is laid over its files, such as another data set. The exit code is the number of what failed. What is finished in FOLDER
-# is not measured again, so that the same command goes on after an interruption.
+# SCALE is that of the comparison, in (0, 1] (0.1); the rest is laid over its files, such as another data set. The exit
+# code is the number of what failed. What is finished in FOLDER is not measured again, so that the same command goes on
+# after an interruption.
 set -u
 cd "$(dirname "$0")/.."
 
