@@ -39,6 +39,21 @@ __all__ = ['FreezeOut']
 
 log = logging.getLogger(__name__)
 
+# Composer asks in every event of every batch, and its enumerations are slow to compare other than by identity.
+_EVENTS = frozenset(
+    {
+        Event.INIT,
+        Event.AFTER_LOAD,
+        Event.FIT_START,
+        Event.BEFORE_DATALOADER,
+        Event.BATCH_START,
+        Event.BEFORE_FORWARD,
+        Event.AFTER_BACKWARD,
+        Event.EPOCH_END,
+        Event.FIT_END,
+    }
+)
+
 
 class FreezeOut(Algorithm):
     """Anneals each layer's learning rate to zero, first layers first, and freezes what has reached it.
@@ -149,50 +164,40 @@ class FreezeOut(Algorithm):
     def match(self, event: Event, state: State) -> bool:
         """Runs on the events named in the description of the class."""
         del state
-        return event in (
-            Event.INIT,
-            Event.AFTER_LOAD,
-            Event.FIT_START,
-            Event.BEFORE_DATALOADER,
-            Event.BATCH_START,
-            Event.BEFORE_FORWARD,
-            Event.AFTER_BACKWARD,
-            Event.EPOCH_END,
-            Event.FIT_END,
-        )
+        return event in _EVENTS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Translates the event into calls of :class:`.LayerFreezer`."""
-        if event == Event.INIT:
+        if event is Event.INIT:
             _refuse_rivals(state)
             # Kept for `load_state_dict`, which is not given it. In another Trainer everything starts anew.
             self._state, self._freezer, self._loaded = state, None, None
             self._frozen_at = []
             self._stretch, self._lengthened_to = None, None
-        elif event == Event.AFTER_LOAD:
+        elif event is Event.AFTER_LOAD:
             self._restore(state)
             self._check_early(state)
-        elif event == Event.FIT_START:
+        elif event is Event.FIT_START:
             self._fit_start(state)
-        elif event == Event.BATCH_START:
+        elif event is Event.BATCH_START:
             self._restore(state)
             if self._freezer is not None or self._try_set_up(state):
                 self._batch_start(state, logger)
-        elif event == Event.BEFORE_FORWARD and self._freezer is None:
+        elif event is Event.BEFORE_FORWARD and self._freezer is None:
             self._set_up(state)
             self._batch_start(state, logger)
         elif self._freezer is None:
             return
-        elif event in (Event.BEFORE_DATALOADER, Event.BEFORE_FORWARD):
+        elif event is Event.BEFORE_DATALOADER or event is Event.BEFORE_FORWARD:
             # Not at BATCH_START alone: training metrics switch the mode between microbatches, and algorithms that
             # choose samples run the model as soon as the batch is there.
             self._freezer.freezer.hold_norms()
-        elif event == Event.AFTER_BACKWARD:
+        elif event is Event.AFTER_BACKWARD:
             # Composer's closures come here within the optimizer's step, behind its own hook.
             self._freezer.groups.split()
-        elif event == Event.EPOCH_END:
+        elif event is Event.EPOCH_END:
             self._freezer.epoch_end()
-        elif event == Event.FIT_END:
+        elif event is Event.FIT_END:
             self._freezer.freezer.release()
 
     def unit_table(self) -> list[dict[str, Any]]:
