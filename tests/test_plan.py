@@ -302,7 +302,7 @@ def test_what_is_printed_fits(yaml):
     [
         (['nowhere.yaml'], ['nowhere.yaml: no such file; give the path of a YAML file']),
         (['TINY', 'algorithms.0.t_0=1.5'], ['command line: algorithms.0.t_0: t_0 must be in (0, 1], got 1.5; ']),
-        (['TINY', 'modell.name=x'], ["TINY: modell: unknown key 'modell'; did you mean 'model'?"]),
+        (['TINY', 'modell.name=x'], ["command line: modell: unknown key 'modell'; did you mean 'model'?"]),
         (
             ['TINY', 'algorithms.0.t_zero=0.5', 'optimizer.lrr=1'],
             [
