@@ -1,5 +1,6 @@
 """What a comparison is made of: the arms of a family, in which order they run, and at what scale."""
 
+import argparse
 import math
 import re
 import warnings
@@ -21,6 +22,7 @@ __all__ = [
     'Refused',
     'and_more',
     'choose_arms',
+    'count',
     'differences',
     'family_arms',
     'in_order',
@@ -574,3 +576,21 @@ def make_arm(name: str, file: Path, overrides: tuple[str, ...], note: str = '') 
     """
     config = load(file, overrides)
     return Arm(name, file, overrides, config, resolve(config), note)
+
+
+def count(text: str, least: int = 1) -> int:
+    """Reads a whole number.
+
+    Args:
+        text (str): The number.
+        least (int): The least that is allowed.
+
+    Returns:
+        int: In ``[least, ∞)``.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is something else.
+    """
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f'must be a whole number of at least {least}, got {text!r}')
+    return int(text)

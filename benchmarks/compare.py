@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from arms import Arm, Data, Refused, choose_arms, family_arms, in_order, read_arms, round_order, shortened
+from arms import Arm, Data, Refused, choose_arms, count, family_arms, in_order, read_arms, round_order, shortened
 from rich.console import Console
 from runner import Job, Outcome, Runner, Stopped, check_environment, finished, stoppable, warm_up, write_json
 
@@ -301,17 +301,11 @@ def _scale(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be a whole number above 0, got {text!r}')
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('family', type=Path, help='folder with a YAML file per arm')
     parser.add_argument('--out', type=Path, required=True, help='folder for the results; runs in it are taken over')
-    parser.add_argument('--seeds', type=_count, default=1, metavar='N', help="how many, from the files' seed on (1)")
+    parser.add_argument('--seeds', type=count, default=1, metavar='N', help="how many, from the files' seed on (1)")
     parser.add_argument('--arms', metavar='A,B,…', help='which arms (all)')
     parser.add_argument('--scale', type=_scale, default=1.0, metavar='S', help='factor on epochs and their batches (1)')
     parser.add_argument('--overwrite', action='store_true', help='train again what the folder already holds')

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-from arms import Arm, Data, Refused, differences, make_arm, read_arms, round_order, shortened, total_batches
+from arms import Arm, Data, Refused, count, differences, make_arm, read_arms, round_order, shortened, total_batches
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -513,24 +513,6 @@ def duration(text: str) -> float:
     if not seconds:
         raise argparse.ArgumentTypeError(f"must be a time above 0 such as '90s', '30m' or '2h', got {text!r}")
     return seconds
-
-
-def count(text: str, least: int = 1) -> int:
-    """Reads a whole number.
-
-    Args:
-        text (str): The number.
-        least (int): The least that is allowed.
-
-    Returns:
-        int: In ``[least, ∞)``.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is something else.
-    """
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f'must be a whole number of at least {least}, got {text!r}')
-    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
