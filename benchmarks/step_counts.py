@@ -2,6 +2,7 @@
 
 import gc
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ['Clock', 'compiled_graphs', 'count_step', 'measure_on_gpu']
+__all__ = ['Clock', 'compiled_graphs', 'count_memory', 'count_step', 'measure_on_gpu']
 
 
 class Clock(Probe):
@@ -103,6 +105,38 @@ class _Graph(Probe):
         self.counts = {'autograd_nodes': _graph_size(loss), 'saved_bytes': sum(self._saved.values())}
 
 
+class _Memory(TorchDispatchMode):
+    """Follows the memory of the tensors that operators make, as long as anything holds them.
+
+    Attributes:
+        bytes (int): Held now.
+        peak (int): The most that was held since it was last set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._hold(leaf.untyped_storage())
+        self.peak = max(self.peak, self.bytes)
+        return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known.add(storage)
+            size = storage.nbytes()
+            self.bytes += size
+            weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self.bytes -= size
+
+
 def _graph_size(loss: Tensor) -> int:
     todo: list[Node | None] = [loss.grad_fn]
     seen: set[Node] = set()
@@ -153,6 +187,26 @@ def count_step(make: Callable[[Workload], Variant], workload: Workload) -> dict[
         variant.visit(graph)
     variant.close()
     return {**operators.counts, **graph.counts}
+
+
+def count_memory(make: Callable[[Workload], Variant], workload: Workload) -> dict[str, int]:
+    """Counts the memory of all tensors of a training, where the device doesn't: eagerly.
+
+    Args:
+        make (Callable[[Workload], Variant]): Makes the variant.
+        workload (Workload): What is trained.
+
+    Returns:
+        dict[str, int]: ``peak_memory_bytes`` of weights, optimizer and step.
+    """
+    gc.collect()
+    with _Memory() as memory:
+        variant = make(replace(workload, compile_backend=None))
+        variant.visit(Probe())
+        memory.peak = memory.bytes
+        variant.visit(Probe())
+    variant.close()
+    return {'peak_memory_bytes': memory.peak}
 
 
 def measure_on_gpu(make: Callable[[Workload], Variant], workload: Workload) -> dict[str, int]:

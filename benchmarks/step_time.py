@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from step_counts import Clock, compiled_graphs, count_step, measure_on_gpu
+from step_counts import Clock, compiled_graphs, count_memory, count_step, measure_on_gpu
 from step_report import write_report
 from step_result import RECORD, bars, load_result
 from step_variants import VARIANTS, InComposer, InLoop, VariantName, make_variant
@@ -116,8 +116,7 @@ def measure(workload: Workload, frozen: Sequence[int], rounds: int, seed: int, c
     for name, k in keys:
         make = partial(make_variant, name=name, units_frozen=k)
         counts = count_step(make, workload)
-        if workload.device.type == 'cuda':
-            counts |= measure_on_gpu(make, workload)
+        counts |= (measure_on_gpu if workload.device.type == 'cuda' else count_memory)(make, workload)
         turns.append(Turns(name, k, counts, []))
     console.print('Warming up.', highlight=False)
     for turn in turns:

@@ -161,6 +161,10 @@ class FreezeOut(Algorithm):
         arguments = {**self._settings(), 'fold_batchnorm': self.fold_batchnorm}
         return f'FreezeOut({", ".join(f"{name}={value!r}" for name, value in arguments.items())})'
 
+    def __str__(self) -> str:
+        # Composer writes it for each event that the algorithm runs on.
+        return type(self).__name__
+
     def match(self, event: Event, state: State) -> bool:
         """Runs on the events named in the description of the class."""
         del state

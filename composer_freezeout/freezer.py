@@ -94,7 +94,7 @@ class LayerFreezer:
         self.freeze_times = schedule.freeze_times(len(partition.units), t_0, how_scale)
         self.stages = schedule.freeze_stages(len(partition.units))
         self.freezer = UnitFreezer(model, partition.units, batchnorm, fold_batchnorm)
-        initial_factors = [schedule.lr_factor(0.0, t_i, scale_lr) for t_i in self.freeze_times]
+        initial_factors = schedule.lr_factors(0.0, self.freeze_times, scale_lr)
         self.groups = UnitGroups(optimizer, model, partition.units, initial_factors, schedulers)
         self._sizes = [sum(model.get_parameter(p).numel() for p in unit.parameters) for unit in partition.units]
 
@@ -137,10 +137,7 @@ class LayerFreezer:
         if count < self.groups.units_removed:
             self.groups.set_removed(count)
         changed = self.freezer.set_frozen(count)
-        self.freezer.hold_norms()
-        self.groups.set_learning_rates(
-            [schedule.lr_factor(progress, t_i, self.scale_lr, warmup) for t_i in self.freeze_times]
-        )
+        self.groups.set_learning_rates(schedule.lr_factors(progress, self.freeze_times, self.scale_lr, warmup))
         if changed:
             self.groups.forget_wrappers(count)
         return changed

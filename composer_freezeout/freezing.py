@@ -62,6 +62,7 @@ class UnitFreezer:
         self._released = False
         self._parameters = {name: model.get_parameter(name) for unit in units for name in unit.parameters}
         self.frozen_norms: list[Any] = []
+        self._modes: list[dict[str, Any]] = []
         if batchnorm == 'batch':
             for name in (norm for unit in units for norm in unit.norms):
                 if not isinstance(model.get_submodule(name), nn.modules.batchnorm._BatchNorm):
@@ -92,6 +93,8 @@ class UnitFreezer:
         if (changed or self._released) and self.batchnorm != 'update':
             names = (norm for unit in self.units[:count] for norm in unit.norms)
             self.frozen_norms = [self.model.get_submodule(name) for name in names]
+            # Those that have nothing more to do in `train` than to note the mode.
+            self._modes = [vars(norm) for norm in self.frozen_norms if _is_leaf(norm)]
             if self.fold_batchnorm:
                 self.folding.fold(self.frozen_norms)
         self._released = False
@@ -104,9 +107,13 @@ class UnitFreezer:
         To be called before every forward pass in training, as ``model.train()`` undoes it.
         """
         if self.batchnorm == 'eval':
-            for norm in self.frozen_norms:
-                if norm.training:
-                    norm.eval()
+            # In every batch and for every layer: past `nn.Module.__setattr__`, which takes far longer than the rest.
+            for attributes in self._modes:
+                attributes['training'] = False
+            if len(self._modes) < len(self.frozen_norms):
+                for norm in self.frozen_norms:
+                    if norm.training:
+                        norm.eval()
         else:
             for norm in self.frozen_norms:
                 # In training mode this means batch statistics and no update; evaluation still uses the running ones.
@@ -125,4 +132,8 @@ class UnitFreezer:
                 norm.train(self.model.training)
             else:
                 norm.track_running_stats = True
-        self.frozen_norms = []
+        self.frozen_norms, self._modes = [], []
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return type(module).train is nn.Module.train and not module._modules

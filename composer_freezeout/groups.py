@@ -166,7 +166,8 @@ class UnitGroups:
         self._look_up()
         for group, base_lr, index in self._targets:
             lr = base_lr * factors[index]
-            if isinstance(group['lr'], torch.Tensor):
+            # To ask whether something is a tensor takes longer than all the rest.
+            if type(group['lr']) is not float and isinstance(group['lr'], torch.Tensor):
                 group['lr'].fill_(lr)
             else:
                 group['lr'] = lr

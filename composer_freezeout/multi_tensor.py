@@ -27,6 +27,8 @@ _HYPERPARAMETERS: dict[type[Optimizer], tuple[str, ...]] = {
     Adam: (*_ADAM, 'decoupled_weight_decay'),
     AdamW: _ADAM,
 }
+# What else decides whether groups are stepped by multi-tensor operators.
+_PLAIN = ('foreach', 'fused', 'capturable', 'differentiable')
 _TENSORS = (torch.Tensor, nn.Parameter, DTensor)
 
 
@@ -50,6 +52,10 @@ class MergedGroups:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._ones = _Ones()
+        # What the groups looked like when they were last compared, and the result.
+        self._seen: list[tuple[Any, ...]] = []
+        self._groups: list[dict[str, Any]] = []
+        self._alike: list[list[dict[str, Any]]] = []
         self._hooks = []
         if type(optimizer) in _HYPERPARAMETERS:
             self._hooks.append(optimizer.register_step_pre_hook(self._replace))
@@ -63,7 +69,7 @@ class MergedGroups:
     def _replace(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self._alike_groups():
             return None
         return (_Rest(optimizer, self.step), *args[1:]), kwargs
 
@@ -73,18 +79,8 @@ class MergedGroups:
         Returns:
             list[dict[str, Any]]: The other groups, which have not been stepped.
         """
-        hyperparameters = _HYPERPARAMETERS[type(self._optimizer)]
-        alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for group in self._optimizer.param_groups:
-            values = tuple(group.get(name) for name in hyperparameters)
-            if _is_plain(group, values):
-                # Operators on distributed tensors work on one mesh.
-                mesh = getattr(group['params'][0], 'device_mesh', None)
-                alike.setdefault((mesh, *values), []).append(group)
         stepped: set[int] = set()
-        for groups in alike.values():
-            if len(groups) == 1:
-                continue
+        for groups in self._alike_groups():
             params, grads, lrs = [], [], []
             for group in groups:
                 found = self._collect(group)
@@ -96,6 +92,24 @@ class MergedGroups:
             if params:
                 self._update(groups[0], params, grads, lrs)
         return [group for group in self._optimizer.param_groups if id(group) not in stepped]
+
+    def _alike_groups(self) -> list[list[dict[str, Any]]]:
+        """Groups that can be stepped together, two or more at a time."""
+        names = _HYPERPARAMETERS[type(self._optimizer)]
+        groups = self._optimizer.param_groups
+        seen = [(id(group), type(group['lr']), *map(group.get, _PLAIN), *map(group.get, names)) for group in groups]
+        if seen != self._seen:
+            alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+            for group in groups:
+                values = tuple(group.get(name) for name in names)
+                if _is_plain(group, values):
+                    # Operators on distributed tensors work on one mesh.
+                    mesh = getattr(group['params'][0], 'device_mesh', None)
+                    alike.setdefault((mesh, *values), []).append(group)
+            self._seen, self._alike = seen, [members for members in alike.values() if len(members) > 1]
+            # Held on to, so that no other group gets the identity of one of them.
+            self._groups = list(groups)
+        return self._alike
 
     def _collect(self, group: dict[str, Any]) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
         """Parameters that have a gradient, and the gradients; None if they are of a kind that needs care."""

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-__all__ = ['HowScale', 'check_schedule', 'freeze_stages', 'freeze_times', 'lr_factor', 'units_frozen']
+__all__ = ['HowScale', 'check_schedule', 'freeze_stages', 'freeze_times', 'lr_factor', 'lr_factors', 'units_frozen']
 
 HowScale = Literal['linear', 'squared', 'cubic']
 
@@ -83,13 +83,28 @@ def lr_factor(t: float, t_i: float, scale_lr: bool = True, warmup: float = 0.0) 
     Returns:
         float: The factor, in ``[0, 1 / t_i]``.
     """
-    if t >= t_i:
-        return 0.0
+    return lr_factors(t, (t_i,), scale_lr, warmup)[0]
+
+
+def lr_factors(t: float, times: Sequence[float], scale_lr: bool = True, warmup: float = 0.0) -> list[float]:
+    """Learning rates of all units at progress ``t``, as multiples of the base learning rate (see :func:`lr_factor`).
+
+    Args:
+        t (float): Progress, in ``[0, 1)``.
+        times (Sequence[float]): Freeze time of each unit, in ``(0, 1]``.
+        scale_lr (bool): Whether each unit's rate is scaled by ``1 / t_i``.
+        warmup (float): Progress at which the warm-up ends, below all freeze times; 0 for none.
+
+    Returns:
+        list[float]: As many factors, each in ``[0, 1 / t_i]``.
+    """
     if t < warmup:
-        return t / warmup * lr_factor(warmup, t_i, scale_lr)
+        return [t / warmup * factor for factor in lr_factors(warmup, times, scale_lr)]
     # ½(1 + cos πx) = sin²(½π(1 - x)): the same value, but without cancellation near the freeze.
-    annealed = math.sin(0.5 * math.pi * (t_i - t) / t_i) ** 2
-    return annealed / t_i if scale_lr else annealed
+    quarter, sine = 0.5 * math.pi, math.sin
+    if scale_lr:
+        return [0.0 if t >= t_i else (s := sine(quarter * (t_i - t) / t_i)) * s / t_i for t_i in times]
+    return [0.0 if t >= t_i else (s := sine(quarter * (t_i - t) / t_i)) * s for t_i in times]
 
 
 def freeze_stages(num_units: int, max_stages: int | None = None) -> tuple[int, ...]:

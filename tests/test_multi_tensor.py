@@ -201,6 +201,34 @@ def test_groups_keep_their_own_hyperparameters(case, name, value):
     assert_same(merged, split)
 
 
+@pytest.mark.parametrize('case', ['sgd', 'adamw'])
+def test_what_changes_between_steps_is_noticed(case):
+    kind, hyperparameters, _ = CASES[case]
+    merged, split = pair(lambda: kind(make_groups(make_params(4)), lr=0.1, foreach=True, **hyperparameters))
+    for optimizer in (merged, split):
+        train(optimizer)
+        optimizer.param_groups[1]['weight_decay'] = 0.3
+        train(optimizer)
+        optimizer.param_groups[2]['foreach'] = False
+        train(optimizer)
+        # Groups that look like those before, and hold other parameters.
+        optimizer.param_groups[:] = [{**group, 'params': list(group['params'])} for group in optimizer.param_groups]
+        optimizer.param_groups[0]['params'].pop()
+        train(optimizer)
+    assert_same(merged, split)
+
+
+def test_what_is_left_to_the_optimizer_is_not_touched():
+    optimizer = SGD(make_groups(make_params(3)), lr=0.1, foreach=False)
+    merged, seen = MergedGroups(optimizer), []
+    merged.step = lambda: seen.append('stepped here') or optimizer.param_groups
+    train(optimizer)
+    assert not seen
+    optimizer.param_groups[0]['foreach'] = optimizer.param_groups[1]['foreach'] = True
+    train(optimizer, steps=1)
+    assert seen
+
+
 def test_these_comparisons_can_fail():
     merged, split = pair(lambda: SGD(make_groups(make_params(3)), lr=0.1, momentum=0.9, foreach=True))
     merged.param_groups[0]['lr'] *= 1 + 1e-6

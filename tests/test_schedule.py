@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from composer_freezeout.schedule import check_schedule, freeze_times, lr_factor, units_frozen
+from composer_freezeout.schedule import check_schedule, freeze_times, lr_factor, lr_factors, units_frozen
 
 POWER = {'linear': 1, 'squared': 2, 'cubic': 3}
 
@@ -49,6 +49,15 @@ def test_lr_factor_follows_the_formula(t_i, scale_lr):
         # The naive formula cancels near t_i: absolute error of a few ulp of the peak.
         peak = 1 / t_i if scale_lr else 1.0
         assert lr_factor(t, t_i, scale_lr) == pytest.approx(reference_lr(t, t_i, scale_lr), rel=1e-12, abs=4e-16 * peak)
+
+
+@pytest.mark.parametrize('warmup', [0.0, 0.2])
+@pytest.mark.parametrize('scale_lr', [True, False])
+def test_factors_of_all_units_are_those_of_each(scale_lr, warmup):
+    times = freeze_times(7, 0.7)
+    for t in (0.0, 0.1, 0.2, times[0], 0.6, 0.99):
+        each = [lr_factor(t, t_i, scale_lr, warmup) for t_i in times]
+        assert lr_factors(t, times, scale_lr, warmup) == each
 
 
 def test_lr_factor_is_precise_where_the_naive_formula_cancels():
