@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout import schedule
+from composer_freezeout.allocation import COST_SHIFT
 from composer_freezeout.checkpoint import ADOPT, Saved, check_same_settings
 from composer_freezeout.compilation import DEFAULT_STAGES, compile_seconds, forget_compiled, is_compiled
 from composer_freezeout.cost import in_stages, predicted_saving
@@ -113,6 +114,12 @@ class FreezeOut(Algorithm):
         fold_batchnorm (bool, optional): Whether the BatchNorm of a frozen prefix is folded into the convolution before
             it, while the model trains: faster, and equal to rounding. Compiled and sharded models run unfolded.
             Default: ``True``.
+        unit_costs (Sequence[float], optional): What freezing each unit saves of a step, in any unit of cost, one number
+            per unit, first unit first; the last one, which never freezes, is not used. Expensive units then freeze
+            earlier and cheap ones later, with the same mean, and none before the paper's first. Not the paper's
+            FreezeOut. Default: ``None``, the paper's freeze times.
+        cost_shift (float, optional): How much earlier a unit freezes that costs twice the average, as a fraction of
+            training, in ``(0, 1]``, as far as order and bounds permit. Default: ``0.25``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -131,8 +138,10 @@ class FreezeOut(Algorithm):
         max_stages: int | None = None,
         const_time: bool = False,
         fold_batchnorm: bool = True,
+        unit_costs: Sequence[float] | None = None,
+        cost_shift: float = COST_SHIFT,
     ) -> None:
-        check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fold_batchnorm)
+        check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fold_batchnorm, unit_costs, cost_shift)
         self.t_0 = t_0
         self.how_scale: HowScale = how_scale
         self.scale_lr = scale_lr
@@ -148,6 +157,8 @@ class FreezeOut(Algorithm):
             raise TypeError(f'const_time must be True or False, got {const_time!r}')
         self.const_time = const_time
         self.fold_batchnorm = fold_batchnorm
+        self.unit_costs = None if unit_costs is None else list(unit_costs)
+        self.cost_shift = cost_shift
         self._stretch: float | None = None
         self._lengthened_to: Time | None = None
         self._state: State | None = None
@@ -204,6 +215,22 @@ class FreezeOut(Algorithm):
         elif event is Event.FIT_END:
             self._freezer.freezer.release()
 
+    def freeze_times(self, num_units: int, t_0: float | None = None) -> tuple[float, ...]:
+        """Progress at which each unit of a model will freeze.
+
+        Args:
+            num_units (int): Number of units ``n``, in ``[1, ∞)``.
+            t_0 (float, optional): Another ``t_0``, in ``(0, 1]``. Default: ``None``, that of the algorithm.
+
+        Returns:
+            tuple[float, ...]: ``n`` times in ``(0, 1]``, ascending; the last is exactly 1.
+
+        Raises:
+            ValueError: If there is not one of ``unit_costs`` per unit.
+        """
+        t_0 = self.t_0 if t_0 is None else t_0
+        return schedule.freeze_times(num_units, t_0, self.how_scale, self.unit_costs, self.cost_shift)
+
     def unit_table(self) -> list[dict[str, Any]]:
         """One row per unit, first to freeze first; empty before the first batch.
 
@@ -224,11 +251,11 @@ class FreezeOut(Algorithm):
         """Tells what can be told before training: all surgery is done, and the duration may be known."""
         model = _unwrap(state.model)
         if self.layers is not None:
-            partition_model(model, layers=self.layers)
+            self.freeze_times(len(partition_model(model, layers=self.layers).units))
         if self.t_warmup is not None and state.max_duration is not None and state.dataloader_len is not None:
             holders = sum(any(p.requires_grad for p in m.parameters(recurse=False)) for m in model.modules())
-            first_freeze = schedule.freeze_times(max(1, holders), self.t_0, self.how_scale)[0]
-            check_warmup(as_progress(self.t_warmup, state), first_freeze)
+            num_units = max(1, holders) if self.unit_costs is None else len(self.unit_costs)
+            check_warmup(as_progress(self.t_warmup, state), self.freeze_times(num_units)[0])
 
     def _fit_start(self, state: State) -> None:
         if state.dataloader_len is not None and state.dataloader_len.value == 0:
@@ -332,6 +359,8 @@ class FreezeOut(Algorithm):
             scale_lr=self.scale_lr,
             batchnorm=self.batchnorm,
             fold_batchnorm=self.fold_batchnorm,
+            unit_costs=self.unit_costs,
+            cost_shift=self.cost_shift,
             schedulers=state.schedulers,
         )
 
@@ -390,6 +419,8 @@ class FreezeOut(Algorithm):
             't_warmup': None if self.t_warmup is None else self.t_warmup.to_timestring(),
             'max_stages': self.max_stages,
             'const_time': self.const_time,
+            'unit_costs': self.unit_costs,
+            'cost_shift': self.cost_shift,
         }
 
     def state_dict(self) -> dict[str, Any]:

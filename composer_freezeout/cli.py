@@ -18,7 +18,7 @@ from rich.table import Table
 from composer_freezeout.config import ConfigError, Fault, RunConfig, describe, load
 
 if TYPE_CHECKING:
-    from composer_freezeout.plan import Plan
+    from composer_freezeout.plan import CostAware, Plan
 
 __all__ = ['main', 'print_plan']
 
@@ -27,6 +27,7 @@ examples:
   composer-freezeout plan yamls/resnet56_cifar10/freezeout.yaml
   composer-freezeout plan yamls/resnet56_cifar10/freezeout.yaml --target 0.15
   composer-freezeout plan yamls/quickstart.yaml --no-profile algorithms.0.how_scale=linear
+  composer-freezeout plan yamls/quickstart.yaml --profile-steps 30 --unit-costs costs.yaml
 """
 
 
@@ -56,16 +57,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(argv: Sequence[str]) -> int:
-    arguments = _plan_parser().parse_intermixed_args(argv)
+    parser = _plan_parser()
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.unit_costs is not None and arguments.no_profile:
+        parser.error('argument --unit-costs: not allowed with argument --no-profile: costs are measured')
     console = Console()
     try:
         config = load(arguments.file, arguments.overrides)
         out = arguments.out or Path('runs') / 'plan' / config.run_name
         if out.exists() and not out.is_dir():
             raise ConfigError([Fault('--out', f'{str(out)!r} is a file; give a folder')])
+        if arguments.unit_costs is not None and arguments.unit_costs.exists():
+            raise ConfigError([Fault('--unit-costs', f'{str(arguments.unit_costs)!r} exists; give a new file')])
         plan = _make_plan(config, arguments, console)
         print_plan(plan, console, arguments.file)
         _write_plan(plan, out, console)
+        if arguments.unit_costs is not None:
+            _write_unit_costs(plan, arguments.unit_costs, console)
     except ConfigError as error:
         for fault in error.faults:
             print(_told(fault, arguments), file=sys.stderr)
@@ -93,6 +101,10 @@ def _plan_parser() -> argparse.ArgumentParser:
         '--target', type=_saving, metavar='SAVING', help='find t_0 for a saving, in (0, 1): 0.15 for 15 %%'
     )
     parser.add_argument('--out', type=Path, help='folder for plan.json and the plots (default: runs/plan/<run_name>)')
+    parser.add_argument(
+        '--unit-costs', type=Path, metavar='FILE', help='measure what freezing each unit saves, and write it as YAML: '
+        "FreezeOut's unit_costs",
+    )  # fmt: skip
     parser.add_argument('--image-size', type=_count, metavar='PIXELS', help='where neither data nor the file tell it')
     profile = parser.add_mutually_exclusive_group()
     profile.add_argument('--no-profile', action='store_true', help='measure nothing')
@@ -131,6 +143,7 @@ def _make_plan(config: RunConfig, arguments: argparse.Namespace, console: Consol
             target=arguments.target,
             profile_repeats=None if arguments.no_profile else arguments.profile_steps,
             image_size=arguments.image_size,
+            every_unit=arguments.unit_costs is not None,
         )
 
 
@@ -147,6 +160,26 @@ def _write_plan(plan: 'Plan', out: Path, console: Console) -> None:
     except OSError as error:
         raise ConfigError([Fault('--out', f'{str(out)!r} cannot be written: {error}')]) from error
     console.print(f'Written to {out}: plan.json, schedules.png, frozen.png', highlight=False, soft_wrap=True)
+
+
+def _write_unit_costs(plan: 'Plan', file: Path, console: Console) -> None:
+    if plan.cost_aware is None:
+        fault = 'freezing was not seen to save anything, so there are no costs to write; measure more steps'
+        raise ConfigError([Fault('--unit-costs', f'{fault} with --profile-steps')])
+    lines = [
+        f'# FreezeOut for {plan.run_name}: milliseconds that freezing each unit takes off a step, first unit first.',
+        f'# {_measurement(plan)}',
+        _yaml_costs(plan.cost_aware.unit_costs),
+    ]
+    try:
+        file.write_text('\n'.join([*lines, '']), encoding='utf-8')
+    except OSError as error:
+        raise ConfigError([Fault('--unit-costs', f'{str(file)!r} cannot be written: {error}')]) from error
+    console.print(f'Written to {file}: unit_costs', highlight=False, soft_wrap=True)
+
+
+def _yaml_costs(unit_costs: Sequence[float]) -> str:
+    return f'unit_costs: [{", ".join(f"{cost:g}" for cost in unit_costs)}]'
 
 
 def _tell_unreachable(plan: 'Plan') -> int:
@@ -171,6 +204,8 @@ def print_plan(plan: 'Plan', console: Console, file: str) -> None:
     """
     channels, height, width = plan.image_shape
     schedule = f'{plan.how_scale}, t_0 {plan.t_0:g}, {"scaled" if plan.scale_lr else "unscaled"}'
+    if plan.unit_costs is not None:
+        schedule += f', shifted by unit_costs (cost_shift {plan.cost_shift:g})'
     size = f'{plan.duration} of batches of {plan.batch_size}, images of {channels}x{height}x{width}'
     _print_lines(console, [f'{plan.run_name}: {schedule}', size], 'bold')
     console.print()
@@ -182,6 +217,8 @@ def print_plan(plan: 'Plan', console: Console, file: str) -> None:
     console.print(_prediction_table(plan))
     if plan.measured is not None:
         _print_lines(console, [_measurement(plan)])
+    if plan.cost_aware is not None:
+        _print_lines(console, _shifted(plan.cost_aware))
     console.print()
     _print_lines(console, [f'Warning: {warning}.' for warning in plan.warnings], 'yellow')
     _print_lines(console, [f'Note: {note}.' for note in plan.notes])
@@ -266,6 +303,15 @@ def _measurement(plan: 'Plan') -> str:
     if measured.load_seconds is None:
         return f'{text}.'
     return f'{text}, and loading a batch {measured.load_seconds:.2g} s.'
+
+
+def _shifted(cost_aware: 'CostAware') -> list[str]:
+    costs = 'unit_costs' if cost_aware.measured_at_each else 'unit_costs (roughly; --unit-costs FILE measures each)'
+    saving = (
+        f'Cost-aware: with freeze times shifted by these {costs}, on average the same as the paper’s, it saves '
+        f'{cost_aware.saving:.1%} instead of {cost_aware.paper_saving:.1%} (seconds)'
+    )
+    return [f'{saving}.', *([_yaml_costs(cost_aware.unit_costs)] if cost_aware.measured_at_each else [])]
 
 
 def _print_advice(plan: 'Plan', console: Console, file: str) -> None:

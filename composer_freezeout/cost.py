@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.optimize import brentq
 
-from composer_freezeout.schedule import freeze_times
-
 __all__ = [
     'in_stages',
     'interpolated',
@@ -119,17 +117,19 @@ def with_loading(step_seconds: Sequence[float], load_seconds: float, overlapped:
     return [max(seconds, load_seconds) if overlapped else seconds + load_seconds for seconds in step_seconds]
 
 
-def saving_by_t_0(step_costs: Sequence[float], how_scale: str) -> Callable[[float], float]:
+def saving_by_t_0(
+    step_costs: Sequence[float], times_by_t_0: Callable[[float], Sequence[float]]
+) -> Callable[[float], float]:
     """The predicted saving as a function of ``t_0``.
 
     Args:
         step_costs (Sequence[float]): Cost of one step by number of frozen units (see :func:`predicted_saving`).
-        how_scale (str): ``'linear'``, ``'squared'`` or ``'cubic'``.
+        times_by_t_0 (Callable[[float], Sequence[float]]): From ``t_0`` in ``(0, 1]`` to the freeze times of the units.
 
     Returns:
         Callable[[float], float]: From ``t_0`` in ``(0, 1]`` to the saving.
     """
-    return lambda t_0: predicted_saving(step_costs, freeze_times(len(step_costs), t_0, how_scale))
+    return lambda t_0: predicted_saving(step_costs, times_by_t_0(t_0))
 
 
 def largest_saving(saving: Callable[[float], float]) -> float:
@@ -148,7 +148,7 @@ def solve_t_0(saving: Callable[[float], float], target: float) -> float:
     """Finds the ``t_0`` with which a certain share is saved.
 
     Args:
-        saving (Callable[[float], float]): From ``t_0`` in ``(0, 1]`` to the saving: continuous, falling, 0 at 1.
+        saving (Callable[[float], float]): From ``t_0`` in ``(0, 1]`` to the saving: continuous, 0 at 1.
         target (float): The saving, above 0 and below :func:`largest_saving`.
 
     Returns:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout import schedule
+from composer_freezeout.allocation import COST_SHIFT, check_unit_costs
 from composer_freezeout.freezing import BatchNormMode, UnitFreezer, check_batchnorm
 from composer_freezeout.groups import UnitGroups
 from composer_freezeout.partition import (
@@ -32,6 +33,8 @@ def check_settings(
     granularity: str,
     batchnorm: str,
     fold_batchnorm: bool = True,
+    unit_costs: Sequence[float] | None = None,
+    cost_shift: float = COST_SHIFT,
 ) -> None:
     """Checks the arguments that :func:`apply_freezeout` and the algorithm have in common.
 
@@ -40,6 +43,7 @@ def check_settings(
         ValueError: If one is out of range, or two contradict each other.
     """
     schedule.check_schedule(t_0, how_scale)
+    check_unit_costs(unit_costs, cost_shift)
     check_granularity(granularity)
     check_batchnorm(batchnorm)
     for name, value in (('scale_lr', scale_lr), ('fold_batchnorm', fold_batchnorm)):
@@ -67,6 +71,8 @@ class LayerFreezer:
         scale_lr (bool): Whether learning rates are scaled by ``1 / t_i``.
         batchnorm (str): ``'eval'``, ``'batch'`` or ``'update'``.
         fold_batchnorm (bool): Whether a frozen BatchNorm is folded into the convolution before it.
+        unit_costs (Sequence[float], optional): What freezing each unit saves of a step; freeze times are shifted by it.
+        cost_shift (float): How far, in ``(0, 1]``.
         schedulers (Iterable[LRScheduler]): Schedulers of the optimizer, kept aligned with its groups.
 
     Attributes:
@@ -87,11 +93,13 @@ class LayerFreezer:
         scale_lr: bool = True,
         batchnorm: BatchNormMode = 'eval',
         fold_batchnorm: bool = True,
+        unit_costs: Sequence[float] | None = None,
+        cost_shift: float = COST_SHIFT,
         schedulers: Iterable[LRScheduler] = (),
     ) -> None:
         self.partition = partition
         self.scale_lr = scale_lr
-        self.freeze_times = schedule.freeze_times(len(partition.units), t_0, how_scale)
+        self.freeze_times = schedule.freeze_times(len(partition.units), t_0, how_scale, unit_costs, cost_shift)
         self.stages = schedule.freeze_stages(len(partition.units))
         self.freezer = UnitFreezer(model, partition.units, batchnorm, fold_batchnorm)
         initial_factors = schedule.lr_factors(0.0, self.freeze_times, scale_lr)
@@ -189,6 +197,8 @@ def apply_freezeout(
     granularity: Granularity = 'module',
     batchnorm: BatchNormMode = 'eval',
     fold_batchnorm: bool = True,
+    unit_costs: Sequence[float] | None = None,
+    cost_shift: float = COST_SHIFT,
 ) -> LayerFreezer:
     """Sets up `FreezeOut <https://arxiv.org/abs/1706.04983>`_ for a training loop without a trainer.
 
@@ -221,6 +231,11 @@ def apply_freezeout(
             Default: ``'eval'``.
         fold_batchnorm (bool): Whether the BatchNorm of a frozen prefix is folded into the convolution before it, while
             the model trains: faster, and equal to rounding. Default: ``True``.
+        unit_costs (Sequence[float], optional): What freezing each unit saves of a step, in any unit of cost, first unit
+            first; expensive units then freeze earlier and cheap ones later, which is not the paper's schedule. Default:
+            ``None``, the paper's.
+        cost_shift (float): How much earlier a unit freezes that costs twice the average, as a fraction of training, in
+            ``(0, 1]``. Default: ``0.25``.
 
     Returns:
         LayerFreezer: To be called at the start of each batch and at the end of each epoch.
@@ -229,7 +244,7 @@ def apply_freezeout(
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range or the model can't be split as asked.
     """
-    check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fold_batchnorm)
+    check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fold_batchnorm, unit_costs, cost_shift)
     if not isinstance(model, nn.Module) or isinstance(model, (DistributedDataParallel, nn.DataParallel)):
         raise TypeError(f'model must be a module, without a data-parallel wrapper, got {type(model).__name__}')
     if not isinstance(optimizer, Optimizer):
@@ -246,4 +261,6 @@ def apply_freezeout(
         scale_lr=scale_lr,
         batchnorm=batchnorm,
         fold_batchnorm=fold_batchnorm,
+        unit_costs=unit_costs,
+        cost_shift=cost_shift,
     )

@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from composer.utils import map_collection, reproducibility
 
 from composer_freezeout import registry
 from composer_freezeout.algorithm import FreezeOut
+from composer_freezeout.allocation import measured_unit_costs
 from composer_freezeout.compilation import DEFAULT_STAGES, is_compiled
 from composer_freezeout.config import (
     Cifar10,
@@ -37,6 +39,7 @@ from composer_freezeout.cost import (
     interpolated,
     largest_saving,
     paper_costs,
+    predicted_saving,
     saving_by_t_0,
     solve_t_0,
     with_loading,
@@ -46,12 +49,12 @@ from composer_freezeout.flops import UnitFlops, step_flops_by_units_frozen, unit
 from composer_freezeout.models import build_model
 from composer_freezeout.partition import Partition, Unit
 from composer_freezeout.predict import partition_for
-from composer_freezeout.profile import Loading, StepProfile, profile_loading, profile_steps
+from composer_freezeout.profile import Loading, StepProfile, counts_to_measure, profile_loading, profile_steps
 from composer_freezeout.progress import as_progress
-from composer_freezeout.registry import Bound, bind
+from composer_freezeout.registry import Bound, bind, constructed
 from composer_freezeout.schedule import HowScale, freeze_stages, freeze_times
 
-__all__ = ['Measured', 'Plan', 'PlannedUnit', 'Prediction', 'make_plan', 'plan_as_json']
+__all__ = ['CostAware', 'Measured', 'Plan', 'PlannedUnit', 'Prediction', 'make_plan', 'plan_as_json']
 
 CostModel = Literal['paper', 'flops', 'seconds']
 
@@ -145,6 +148,26 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class CostAware:
+    """Freeze times shifted by the measured costs of the units, with the planned ``t_0`` and ``how_scale``.
+
+    Attributes:
+        unit_costs (tuple[float, ...]): Milliseconds that freezing each unit takes off a step, in ``[0, ∞)``; the last,
+            which never freezes, is 0.
+        measured_at_each (bool): Whether each unit's cost was measured, and not that of several of them together.
+        cost_shift (float): How far they are shifted, in ``(0, 1]``.
+        saving (float): Share of the training's measured seconds that they save.
+        paper_saving (float): The same by the paper's freeze times.
+    """
+
+    unit_costs: tuple[float, ...]
+    measured_at_each: bool
+    cost_shift: float
+    saving: float
+    paper_saving: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """FreezeOut for a run, before it is trained.
 
@@ -157,6 +180,8 @@ class Plan:
         t_0 (float): The planned setting.
         how_scale (str): Likewise.
         scale_lr (bool): Likewise.
+        unit_costs (tuple[float, ...], optional): Likewise; None for the paper's freeze times.
+        cost_shift (float): Likewise.
         warmup (float): Progress at which the warm-up ends, in ``[0, ∞)``.
         stages (int): How often units freeze.
         units (tuple[PlannedUnit, ...]): First to freeze first.
@@ -165,6 +190,7 @@ class Plan:
             file asks for, else ``'flops'``.
         target (float, optional): The saving that was asked for.
         measured (Measured, optional): None without a profile.
+        cost_aware (CostAware, optional): None without a profile, and where freezing was not seen to save anything.
         notes (tuple[str, ...]): What was assumed or left out.
         warnings (tuple[str, ...]): Where freezing won't pay, or the run would be refused.
     """
@@ -177,6 +203,8 @@ class Plan:
     t_0: float
     how_scale: HowScale
     scale_lr: bool
+    unit_costs: tuple[float, ...] | None
+    cost_shift: float
     warmup: float
     stages: int
     units: tuple[PlannedUnit, ...]
@@ -184,6 +212,7 @@ class Plan:
     relied_on: CostModel
     target: float | None
     measured: Measured | None
+    cost_aware: CostAware | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -212,6 +241,7 @@ def make_plan(
     profile_repeats: int | None = 5,
     image_size: int | None = None,
     budget_seconds: float = 30.0,
+    every_unit: bool = False,
 ) -> Plan:
     """Plans FreezeOut for a run. Nothing is trained or downloaded.
 
@@ -222,6 +252,8 @@ def make_plan(
             nothing. Default: 5.
         image_size (int, optional): Pixels, in ``[1, ∞)``, where there are no data and the file doesn't say.
         budget_seconds (float): About how long the profile may take. Default: 30.
+        every_unit (bool): Whether to measure steps with every number of frozen units, at the expense of time: the
+            budget is that of the usual ones. Default: ``False``.
 
     Returns:
         Plan: The plan.
@@ -237,9 +269,13 @@ def make_plan(
     data = _data(config, device, image_size, measure=profile_repeats is not None, notes=notes)
     partition = _partition(model, data.example, freezeout, index)
     units = partition.units
+    with constructed(f'algorithms.{index}', vars(freezeout)):
+        times = freezeout.freeze_times(len(units))
     flops = [UnitFlops(*_per_sample(unit)) for unit in unit_flops(model, data.example, units)]
     profile = None
     if profile_repeats is not None:
+        usual = counts_to_measure(len(units))
+        counts = range(len(units)) if every_unit else usual
         profile = profile_steps(
             model,
             data.batch,
@@ -249,7 +285,8 @@ def make_plan(
             precision=precision,
             batchnorm=freezeout.batchnorm,
             repeats=profile_repeats,
-            budget_seconds=budget_seconds,
+            budget_seconds=budget_seconds * len(counts) / len(usual),
+            counts=counts,
         )
 
     stages = freeze_stages(len(units), freezeout.max_stages or (DEFAULT_STAGES if is_compiled(model) else None))
@@ -257,15 +294,17 @@ def make_plan(
         'paper': in_stages(paper_costs([unit.forward for unit in flops]), stages),
         'flops': in_stages(_per_sample(step_flops_by_units_frozen(model, data.example, units)), stages),
     }
+    cost_aware = None
     if profile is not None:
         steps = {count: step.total for count, step in profile.scaled(config.train_data.batch_size).items()}
-        costs['seconds'] = in_stages(interpolated(steps, len(units)), stages)
+        seconds = interpolated(steps, len(units))
+        costs['seconds'] = in_stages(seconds, stages)
+        cost_aware = _cost_aware(seconds, costs['seconds'], len(steps) == len(units), freezeout)
     predictions = tuple(_prediction(name, cost, freezeout, target, profile) for name, cost in costs.items())
     saving = {prediction.model: prediction.saving for prediction in predictions}
     as_asked = profile is not None and _is_as_asked(config, device, precision)
     measured = profile and _measured(profile, config, costs['seconds'], data.loading, freezeout)
 
-    times = freeze_times(len(units), freezeout.t_0, freezeout.how_scale)
     stretch = 1 / (1 - saving['flops']) if freezeout.const_time else 1.0
     if freezeout.const_time:
         notes.append(
@@ -282,6 +321,8 @@ def make_plan(
         t_0=freezeout.t_0,
         how_scale=freezeout.how_scale,
         scale_lr=freezeout.scale_lr,
+        unit_costs=None if freezeout.unit_costs is None else tuple(freezeout.unit_costs),
+        cost_shift=freezeout.cost_shift,
         warmup=warmup,
         stages=len(stages) - 1,
         units=_planned_units(
@@ -296,6 +337,7 @@ def make_plan(
         relied_on='seconds' if as_asked else 'flops',
         target=target,
         measured=measured,
+        cost_aware=cost_aware,
         notes=tuple(notes),
         warnings=(),
     )
@@ -448,10 +490,26 @@ def _partition(model: ComposerModel, example: Any, freezeout: FreezeOut, index: 
         raise ConfigError([Fault('model', f'cannot be run on images of {shape}: {message}')]) from error
 
 
+def _cost_aware(
+    seconds: Sequence[float], step_costs: Sequence[float], measured_at_each: bool, freezeout: FreezeOut
+) -> CostAware | None:
+    unit_costs = measured_unit_costs([1e3 * second for second in seconds])
+    if not any(unit_costs):
+        return None
+    settings = (len(seconds), freezeout.t_0, freezeout.how_scale)
+    return CostAware(
+        unit_costs=tuple(unit_costs),
+        measured_at_each=measured_at_each,
+        cost_shift=freezeout.cost_shift,
+        saving=predicted_saving(step_costs, freeze_times(*settings, unit_costs, freezeout.cost_shift)),
+        paper_saving=predicted_saving(step_costs, freeze_times(*settings)),
+    )
+
+
 def _prediction(
     name: CostModel, costs: Sequence[float], freezeout: FreezeOut, target: float | None, profile: StepProfile | None
 ) -> Prediction:
-    saving = saving_by_t_0(costs, freezeout.how_scale)
+    saving = saving_by_t_0(costs, partial(freezeout.freeze_times, len(costs)))
     t_0 = None
     if target is not None and target < largest_saving(saving):
         t_0 = solve_t_0(saving, target)
@@ -461,7 +519,7 @@ def _prediction(
         saving=saving(freezeout.t_0),
         largest=largest_saving(saving),
         t_0=t_0,
-        first_freeze=None if t_0 is None else freeze_times(len(costs), t_0, freezeout.how_scale)[0],
+        first_freeze=None if t_0 is None else freezeout.freeze_times(len(costs), t_0)[0],
         step_costs=tuple(costs),
     )
 
@@ -482,7 +540,7 @@ def _measured(
     if loading is not None:
         waiting = with_loading(costs, loading.seconds, loading.overlapped)
         wait_share = 1 - costs[0] / waiting[0]
-        saving = saving_by_t_0(waiting, freezeout.how_scale)(freezeout.t_0)
+        saving = predicted_saving(waiting, freezeout.freeze_times(len(waiting)))
     return Measured(
         device=torch.cuda.get_device_name() if profile.device.type == 'cuda' else 'CPU',
         precision=profile.precision,

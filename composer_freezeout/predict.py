@@ -13,7 +13,7 @@ from composer_freezeout.algorithm import FreezeOut
 from composer_freezeout.cost import in_stages, predicted_saving
 from composer_freezeout.flops import on_meta, step_flops, step_flops_by_units_frozen
 from composer_freezeout.partition import Partition, partition_model, trace_usage
-from composer_freezeout.schedule import freeze_stages, freeze_times
+from composer_freezeout.schedule import freeze_stages
 
 __all__ = ['freezeout_saving', 'layer_freezing_saving', 'match_layer_freezing', 'partition_for', 'predict_saving']
 
@@ -49,7 +49,7 @@ def freezeout_saving(model: ComposerModel, batch: Any, freezeout: FreezeOut) -> 
     units = partition_for(model, batch, freezeout).units
     costs = step_flops_by_units_frozen(model, batch, units)
     stages = freeze_stages(len(units), freezeout.max_stages)
-    return predicted_saving(in_stages(costs, stages), freeze_times(len(units), freezeout.t_0, freezeout.how_scale))
+    return predicted_saving(in_stages(costs, stages), freezeout.freeze_times(len(units)))
 
 
 def layer_freezing_saving(model: ComposerModel, batch: Any, layer_freezing: LayerFreezing, epochs: int) -> float:

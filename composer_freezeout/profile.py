@@ -125,6 +125,7 @@ def profile_steps(
     batchnorm: BatchNormMode = 'eval',
     repeats: int = 5,
     budget_seconds: float = 30.0,
+    counts: Sequence[int] | None = None,
 ) -> StepProfile:
     """Times training steps of a copy of the model with more and more of its units frozen.
 
@@ -144,6 +145,8 @@ def profile_steps(
             Default: 5.
         budget_seconds (float): About how long it may take, above 0; one step of two samples for each number of frozen
             units is measured in any case. Default: 30.
+        counts (Sequence[int], optional): Numbers of frozen units, ascending from 0 to ``n - 1``. Default: ``None``,
+            those of :func:`counts_to_measure`.
 
     Returns:
         StepProfile: The medians.
@@ -158,7 +161,7 @@ def profile_steps(
     device = torch.device(device)
     started = time.perf_counter()
     bench = _Bench(model, units, make_optimizer, device, precision, batchnorm)
-    counts = counts_to_measure(len(units))
+    counts = counts_to_measure(len(units)) if counts is None else counts
     batch = map_collection(batch, lambda tensor: tensor.to(device))
     # The warm-up and the rounds; a frozen model's steps are cheaper, which leaves a reserve.
     steps = (1 + min(repeats, 3)) * len(counts)

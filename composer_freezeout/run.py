@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = assemble(config)
         _prepare_output(config)
         run = parts.build()
+        _fit(run, config, {'config_file': arguments.file, 'command': command})
     except ConfigError as error:
         _report([describe(fault, arguments.file, arguments.overrides) for fault in error.faults])
         return 2
-    _fit(run, config, {'config_file': arguments.file, 'command': command})
     return 0
 
 
@@ -137,7 +137,7 @@ def _fit(run: 'Run', config: RunConfig, origin: Mapping[str, Any]) -> None:
         assert state.max_duration is not None
         # A run that was interrupted after its last checkpoint has only its record left to write.
         if state.timestamp < state.max_duration:
-            run.trainer.fit()
+            _train(run, config)
         run.recorder.finish(state)
         results = run.recorder.results(state)
     finally:
@@ -162,6 +162,17 @@ def _fit(run: 'Run', config: RunConfig, origin: Mapping[str, Any]) -> None:
         **environment(),
     }
     write_json(folder / RECORD, record)
+
+
+def _train(run: 'Run', config: RunConfig) -> None:
+    try:
+        run.trainer.fit()
+    except ValueError as error:
+        given = [f'algorithms.{i}.unit_costs' for i, entry in enumerate(config.algorithms) if entry.name == 'freezeout']
+        # How many units there are only the first batch shows.
+        if not (given and str(error).startswith('unit_costs ')):
+            raise
+        raise ConfigError([Fault(given[0], str(error))]) from error
 
 
 def _predicted_saving(run: 'Run', config: RunConfig) -> float | None:

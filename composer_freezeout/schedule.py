@@ -2,13 +2,16 @@ r"""When each unit freezes and which learning rate it has until then.
 
 Pure functions of the progress ``t``, the fraction of training done, in ``[0, 1)``. Notation of
 `FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017), section 3: ``t_0`` sets the schedule, ``t_i`` is
-the progress at which unit :math:`i` freezes, and its learning rate anneals along a cosine that ends there.
+the progress at which unit :math:`i` freezes, and its learning rate anneals along a cosine that ends there. With the
+costs of the units given, freeze times are no longer the paper's, but :func:`.cost_aware_times`.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Literal, get_args
+
+from composer_freezeout.allocation import COST_SHIFT, cost_aware_times
 
 __all__ = ['HowScale', 'check_schedule', 'freeze_stages', 'freeze_times', 'lr_factor', 'lr_factors', 'units_frozen']
 
@@ -38,7 +41,13 @@ def check_schedule(t_0: float, how_scale: str) -> None:
         raise ValueError(f'how_scale must be one of {", ".join(get_args(HowScale))}, got {how_scale!r}')
 
 
-def freeze_times(num_units: int, t_0: float = 0.8, how_scale: str = 'cubic') -> tuple[float, ...]:
+def freeze_times(
+    num_units: int,
+    t_0: float = 0.8,
+    how_scale: str = 'cubic',
+    unit_costs: Sequence[float] | None = None,
+    cost_shift: float = COST_SHIFT,
+) -> tuple[float, ...]:
     r"""Progress at which each unit freezes.
 
     :math:`t_i = f(t_0 + (1 - t_0)\,i / (n - 1))` with :math:`f(x) = x`, :math:`x^2` or :math:`x^3` (section 3 of the
@@ -49,12 +58,16 @@ def freeze_times(num_units: int, t_0: float = 0.8, how_scale: str = 'cubic') -> 
         num_units (int): Number of units ``n``, in ``[1, ∞)``.
         t_0 (float): Freeze time of the first unit before scaling, in ``(0, 1]``.
         how_scale (str): ``'linear'``, ``'squared'`` or ``'cubic'``.
+        unit_costs (Sequence[float], optional): What freezing each unit saves of a step; times are shifted by them.
+            Default: ``None``, the paper's times.
+        cost_shift (float): How far, in ``(0, 1]`` (see :func:`.cost_aware_times`).
 
     Returns:
         tuple[float, ...]: ``n`` times in ``(0, 1]``, ascending; the last is exactly 1.
 
     Raises:
-        ValueError: If an argument is out of range.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range, or there is not one cost per unit.
     """
     check_schedule(t_0, how_scale)
     if num_units < 1:
@@ -64,7 +77,8 @@ def freeze_times(num_units: int, t_0: float = 0.8, how_scale: str = 'cubic') -> 
     if times and times[0] == 0:
         raise ValueError(f't_0 = {t_0!r} is too small: t_0 ** {exponent} is zero in floating point; use a larger t_0')
     # Set, not computed: rounding can leave the head at 0.999… and freeze it before the end.
-    return (*times, 1.0)
+    times = (*times, 1.0)
+    return times if unit_costs is None else cost_aware_times(times, unit_costs, cost_shift)
 
 
 def lr_factor(t: float, t_i: float, scale_lr: bool = True, warmup: float = 0.0) -> float:

@@ -133,6 +133,14 @@ def test_warmup_in_epochs_of_a_run_in_batches():
     assert trace.steps[2][FIRST[0]] == pytest.approx(expected_lr(4 / 16, 0, 0.8, 'cubic', True) / 2, rel=1e-12)
 
 
+def test_a_warmup_may_last_until_the_first_freeze_of_these_units():
+    # By the paper's times the first unit would freeze at 0.125, and the warm-up with it.
+    freezeout = FreezeOut(0.5, unit_costs=[0, 0, 3, 0], cost_shift=0.1, t_warmup='3ba')
+    trainer(classifier(), [freezeout]).fit()
+    assert freezeout.unit_table()[0]['t_i'] == pytest.approx(0.125 + 0.1)
+    assert freezeout.unit_table()[0]['frozen_at_batch'] == 4
+
+
 @pytest.mark.parametrize(
     ('t_warmup', 'message'),
     [('3ep', 'must end before the first unit freezes, at progress 0.512'), ('8sp', 'cannot be compared')],

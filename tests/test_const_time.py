@@ -48,6 +48,13 @@ def test_stages_save_less_and_lengthen_less():
     assert run.state.timestamp.batch == lengthened(t_0=0.3, max_stages=1)[0] < lengthened(t_0=0.3)[0]
 
 
+def test_units_that_cost_more_save_more_and_lengthen_more():
+    settings = {'t_0': 0.3, 'unit_costs': [5, 5, 1, 0]}
+    run = trainer(classifier(), [FreezeOut(**settings, const_time=True)])
+    run.fit()
+    assert run.state.timestamp.batch == lengthened(**settings)[0] > lengthened(t_0=0.3)[0]
+
+
 def test_a_warmup_in_epochs_keeps_its_length():
     freezeout = FreezeOut(0.5, 'linear', t_warmup='1ep', const_time=True)
     run = trainer(classifier(), [freezeout])

@@ -151,7 +151,7 @@ def test_flops_of_a_densenets_units_by_hand():
     assert [unit.forward for unit in counted] == [4 * count for count in MULTIPLY_ADDS['densenet22']]
     costs = step_flops_by_units_frozen(model, images(32), units)
     for t_0, how_scale, exponent in ((0.8, 'cubic', 3), (0.5, 'linear', 1)):
-        saving = saving_by_t_0(costs, how_scale)(t_0)
+        saving = saving_by_t_0(costs, times(len(costs), how_scale))(t_0)
         assert saving == pytest.approx(hand_saving(MULTIPLY_ADDS['densenet22'], t_0, exponent), rel=1e-9)
 
 
@@ -188,21 +188,36 @@ def test_waiting_for_data():
 # --- the inverse
 
 
+def times(num_units: int, how_scale: str):
+    return lambda t_0: freeze_times(num_units, t_0, how_scale)
+
+
 @pytest.mark.parametrize('how_scale', ['linear', 'squared', 'cubic'])
 @pytest.mark.parametrize('t_0', [0.05, 0.3, 0.8, 0.99])
 def test_the_inverse_finds_t_0(how_scale, t_0):
-    saving = saving_by_t_0(paper_costs([5, 3, 2, 1, 1]), how_scale)
+    saving = saving_by_t_0(paper_costs([5, 3, 2, 1, 1]), times(5, how_scale))
     assert solve_t_0(saving, saving(t_0)) == pytest.approx(t_0, abs=1e-9)
 
 
 def test_the_inverse_by_hand():
     # Two units, linear: the first freezes at t_0, after which a step costs 2 of 8.
-    assert solve_t_0(saving_by_t_0([8, 2], 'linear'), 0.3) == pytest.approx(1 - 0.3 * 8 / 6, abs=1e-12)
+    assert solve_t_0(saving_by_t_0([8, 2], times(2, 'linear')), 0.3) == pytest.approx(1 - 0.3 * 8 / 6, abs=1e-12)
 
 
 @pytest.mark.parametrize('target', [0.0, -0.1, 0.76, 1.0])
 def test_a_target_out_of_reach_is_refused(target, refusal):
-    saving = saving_by_t_0([8, 2], 'linear')
+    saving = saving_by_t_0([8, 2], times(2, 'linear'))
     assert largest_saving(saving) == pytest.approx(0.75, abs=1e-5)
     with refusal(rf'a saving of {100 * target:.1f}% is out of reach: .* between 0 and 75.0% here; take a target'):
         solve_t_0(saving, target)
+
+
+def test_the_inverse_with_units_that_cost_more():
+    costs = paper_costs([5, 3, 2, 1, 1])
+    freezeout = FreezeOut(how_scale='squared', unit_costs=[5, 3, 2, 1, 1])
+    saving = saving_by_t_0(costs, lambda t_0: freezeout.freeze_times(5, t_0))
+    # Expensive units freeze earlier, so less has to be frozen for it than by the paper's times.
+    t_0 = solve_t_0(saving, 0.1)
+    assert saving(t_0) == pytest.approx(0.1, abs=1e-12)
+    assert t_0 > solve_t_0(saving_by_t_0(costs, times(5, 'squared')), 0.1)
+    assert saving(1.0) == 0

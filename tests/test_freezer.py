@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from composer_freezeout import LayerFreezer, apply_freezeout
+from composer_freezeout import FreezeOut, LayerFreezer, apply_freezeout
 from composer_freezeout.groups import UNIT
 
 from .networks import ResidualNet, chain
@@ -77,6 +77,18 @@ def test_progress_that_falls_back_thaws_and_starts_with_fresh_state():
     before = weight.detach().clone()
     step(0.1)
     assert not torch.equal(weight, before)
+
+
+def test_units_that_cost_more_freeze_earlier():
+    _, _, paper = set_up(t_0=0.5)
+    _, _, freezer = set_up(t_0=0.5, unit_costs=[1, 3, 0.5, 0], cost_shift=0.1)
+    assert freezer.freeze_times[0] >= paper.freeze_times[0] and freezer.freeze_times[-1] == 1
+    assert freezer.freeze_times[1] < paper.freeze_times[1]
+    assert sum(freezer.freeze_times) == pytest.approx(sum(paper.freeze_times), rel=1e-12)
+    freezer.batch_start((freezer.freeze_times[1] + paper.freeze_times[1]) / 2)
+    assert freezer.units_frozen == 2
+    assert freezer.freeze_times == FreezeOut(0.5, unit_costs=(1, 3, 0.5, 0), cost_shift=0.1).freeze_times(4)
+    assert [name for name, rate in freezer.learning_rates().items() if rate == 0] == ['conv2', 'conv1']
 
 
 def test_setting_up_twice_changes_no_group_and_no_rate():

@@ -13,6 +13,7 @@ PACKAGE = Path(composer_freezeout.__file__).parent
 
 # Each module may import those before it, never those after.
 ORDER = [
+    'allocation',
     'schedule',
     'cost',
     'stats',
@@ -45,7 +46,7 @@ ORDER = [
     'plan_plots',
     'cli',
 ]
-WITHOUT_TORCH = ['schedule', 'cost', 'stats', 'config', 'comparison', 'comparison_plots', 'report']
+WITHOUT_TORCH = ['allocation', 'schedule', 'cost', 'stats', 'config', 'comparison', 'comparison_plots', 'report']
 CORE = [*ORDER[: ORDER.index('progress')]]
 
 

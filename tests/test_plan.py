@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 from torchvision.io import write_png
 
-from composer_freezeout import cli
+from composer_freezeout import FreezeOut, cli
+from composer_freezeout.allocation import measured_unit_costs
 from composer_freezeout.config import ConfigError, apply_overrides, load, parse, read_yaml
 from composer_freezeout.cost import predicted_saving
 from composer_freezeout.plan import Plan, make_plan
@@ -36,6 +37,8 @@ max_duration: 5ep
 seed: 3
 progress_bar: false
 """
+# The second unit costs most.
+COSTS = 'algorithms.0.unit_costs=[1, 9, 3, 2, 2, 1, 1, 0]'
 
 
 @pytest.fixture(scope='module')
@@ -64,8 +67,9 @@ def by_model(plan: Plan) -> dict[str, Any]:
         ['max_duration=7ba', 'train_subset_num_batches=2'],
         ['max_duration=3353sp'],
         ['algorithms.0.const_time=true'],
+        [COSTS],
     ],
-    ids=['epochs', 'stages', 'batches', 'samples', 'const_time'],
+    ids=['epochs', 'stages', 'batches', 'samples', 'const_time', 'unit_costs'],
 )
 def test_units_freeze_in_the_epochs_of_a_real_run(yaml, overrides, tmp_path):
     plan = planned(yaml, *overrides)
@@ -144,6 +148,41 @@ def test_seconds_are_measured(yaml):
     # What freezing takes off, unit by unit, adds up to what the backward pass and the optimizer take.
     saved = [unit.backward_seconds for unit in plan.units if unit.backward_seconds is not None]
     assert len(saved) == 8 and 0 < sum(saved) < measured.step_seconds
+
+
+def test_what_the_measured_costs_would_save_is_told(yaml):
+    plan = planned(yaml, repeats=2)
+    found = plan.cost_aware
+    assert found is not None and found.measured_at_each and found.cost_shift == 0.25
+    assert len(found.unit_costs) == 8 and found.unit_costs[-1] == 0
+    # Nothing is shifted as long as the file doesn't say so.
+    assert plan.unit_costs is None and [unit.t_i for unit in plan.units] == list(freeze_times(8, 0.5, 'linear'))
+    costs = plan.prediction.step_costs
+    assert found.paper_saving == plan.prediction.saving
+    assert found.saving == predicted_saving(costs, freeze_times(8, 0.5, 'linear', found.unit_costs))
+    assert list(found.unit_costs) == measured_unit_costs([1e3 * cost for cost in costs])
+
+
+def test_the_plan_is_that_of_the_shifted_times(yaml):
+    plan, paper = planned(yaml, COSTS), planned(yaml)
+    times = FreezeOut(0.5, 'linear', unit_costs=[1, 9, 3, 2, 2, 1, 1, 0]).freeze_times(8)
+    assert [unit.t_i for unit in plan.units] == list(times) != [unit.t_i for unit in paper.units]
+    for name, prediction in by_model(plan).items():
+        assert prediction.saving == predicted_saving(prediction.step_costs, times)
+        assert prediction.step_costs == by_model(paper)[name].step_costs
+    # It is they, too, that t_0 is found with.
+    target = by_model(planned(yaml, COSTS, target=0.2))['flops']
+    again = by_model(planned(yaml, COSTS, f'algorithms.0.t_0={target.t_0}'))['flops']
+    assert again.saving == pytest.approx(0.2, abs=1e-9)
+
+
+def test_costs_are_measured_at_each_unit_if_asked(yaml):
+    small = ['model.name=resnet14', 'train_data.batch_size=16', 'max_duration=5ba']
+    usual, every = planned(yaml, *small, repeats=1), planned(yaml, *small, repeats=1, every_unit=True)
+    assert usual.measured is not None and usual.measured.points == 10
+    assert usual.cost_aware is not None and not usual.cost_aware.measured_at_each
+    assert every.measured is not None and every.measured.points == len(every.units) == 14
+    assert every.cost_aware is not None and every.cost_aware.measured_at_each
 
 
 def test_seconds_of_another_machine_are_not_relied_on(tmp_path):
@@ -297,6 +336,25 @@ def test_what_is_printed_fits(yaml):
         assert sum('layer' in line for line in lines) == sum('layer' in unit.name for unit in plan.units)
 
 
+def test_the_written_costs_can_be_used(yaml, tmp_path, capsys):
+    file = tmp_path / 'costs.yaml'
+    arguments = ['--profile-steps', 2, '--unit-costs', file, '--out', tmp_path / 'out']
+    code, out, err = command(capsys, yaml, *arguments)
+    assert (code, err) == (0, '')
+    found = json.loads((tmp_path / 'out' / 'plan.json').read_text())['cost_aware']
+    costs = read_yaml(file)['unit_costs']
+    assert costs == found['unit_costs']
+    assert 'CPU' in file.read_text() and 'tiny' in file.read_text()
+    text = ' '.join(out.split())
+    assert f'it saves {found["saving"]:.1%} instead of {found["paper_saving"]:.1%}' in text
+    assert file.read_text().splitlines()[-1] in text
+    plan = planned(yaml, f'algorithms.0.{file.read_text().splitlines()[-1].replace(": ", "=", 1)}')
+    assert plan.unit_costs == tuple(costs)
+    # A file that is there may be something else.
+    code, _, err = command(capsys, yaml, *arguments)
+    assert code == 2 and err == f'command line: --unit-costs: {str(file)!r} exists; give a new file\n'
+
+
 @pytest.mark.parametrize(
     ('arguments', 'lines'),
     [
@@ -316,6 +374,12 @@ def test_what_is_printed_fits(yaml):
         (['TINY', 'model.name=vit_b_16', 'model.in_channels=3', 'train_data.channels=3'],
          ['TINY: model: cannot be run on images of 3x8x8: Wrong image height']),
         (['TINY', '--out', 'TINY'], ['command line: --out: ']),
+        (['TINY', 'algorithms.0.unit_costs=[1, 2]'],
+         ['command line: algorithms.0.unit_costs: unit_costs must hold one number per unit: the model has 8 units, ']),
+        (['TINY', 'algorithms.0.unit_costs=[1, -2]'],
+         ['command line: algorithms.0.unit_costs: unit_costs must be in [0, ∞), got -2']),
+        (['TINY', 'algorithms.0.cost_shift=0.5'],
+         ['command line: algorithms.0.cost_shift: cost_shift=0.5 shifts nothing without unit_costs; ']),
         (['TINY', '--target', '0.9'], ['command line: --target: 90.0% is out of reach: t_0 in (0, 1) saves ']),
     ],
 )  # fmt: skip
@@ -337,6 +401,7 @@ def test_bad_input_is_told_in_a_line_each(arguments, lines, yaml, tmp_path, caps
         (['--profile-steps', '0'], r'--profile-steps: must be a whole number of at least 1, got .0.'),
         (['--no-profile', '--profile-steps', '2'], r'not allowed with'),
         (['--image-size', '-3'], r'--image-size'),
+        (['--no-profile', '--unit-costs', 'new.yaml'], r'--unit-costs: not allowed with argument --no-profile'),
     ],
 )
 def test_a_bad_command_line_is_refused(arguments, message, yaml, capsys):

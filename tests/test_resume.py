@@ -257,6 +257,23 @@ def test_a_checkpoint_of_other_settings_is_refused(freezeout, message, checkpoin
         run('sgd-momentum', False, freezeout, load_path=checkpoint)
 
 
+def test_costs_of_units_are_among_the_settings(tmp_path):
+    costs = [1, 3, 0.5, 0]
+    run('adamw', True, FreezeOut(0.5, unit_costs=costs), save_folder=str(tmp_path), save_interval='5ba').fit()
+    checkpoint = str(next(tmp_path.glob('ep*-ba5-rank0.pt')))
+    whole, again = (FreezeOut(0.5, unit_costs=tuple(costs)) for _ in range(2))
+    run('adamw', True, whole).fit()
+    run('adamw', True, again, load_path=checkpoint).fit()
+    assert again.unit_table() == whole.unit_table()
+    # Of 16 batches; the second unit freezes with the first one.
+    assert [row['frozen_at_batch'] for row in whole.unit_table()] == [3, 3, 12, None]
+    for other in (FreezeOut(0.5), FreezeOut(0.5, unit_costs=[1, 3, 0.6, 0])):
+        with pytest.raises(ValueError, match=r'made with FreezeOut\(unit_costs=\[1, 3, 0.5, 0\]\), not unit_costs='):
+            run('adamw', True, other, load_path=checkpoint)
+    with pytest.raises(ValueError, match=r'made with FreezeOut\(cost_shift=0.25\), not cost_shift=0.5'):
+        run('adamw', True, FreezeOut(0.5, unit_costs=costs, cost_shift=0.5), load_path=checkpoint)
+
+
 def test_weights_only_starts_unfrozen(checkpoint):
     freezeout = FreezeOut(0.5)
     fresh = run('sgd-momentum', False, freezeout, load_path=checkpoint, load_weights_only=True)

@@ -274,6 +274,14 @@ def test_parts_that_do_not_go_together(yaml, tmp_path, capsys):
     assert error.startswith(f'{yaml}: the parts of this run do not go together: ') and error.count('\n') == 1
 
 
+def test_another_number_of_costs_than_units_is_told(yaml, tmp_path, capsys):
+    assert main([str(yaml), 'algorithms=[{name: freezeout, unit_costs: [2, 1, 0]}]', f'output={tmp_path}']) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    told = 'unit_costs must hold one number per unit: the model has 8 units, got 3 numbers'
+    assert line.startswith(f'command line: algorithms.0.unit_costs: {told}')
+    assert not (tmp_path / 'record.json').exists()
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as ended:
         main(['--help'])
