@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from composer_freezeout.comparison import ARMS, BASELINE, BASELINE_SHORT, FREEZEOUT, FREEZING
+from composer_freezeout.comparison import ARMS, BASELINE, FREEZEOUT, FREEZING, SHORTENED
 from composer_freezeout.config import Component, ConfigError, DataConfig, Fault, RunConfig, Synthetic, describe, load
 
 T = TypeVar('T')
@@ -40,7 +40,7 @@ __all__ = [
 
 LAYER_FREEZING, MATCHED = 'layer_freezing', 'layer_freezing_matched'
 # The arms without a file of their own, and those that they are made of.
-DERIVED = {BASELINE_SHORT: (BASELINE, FREEZEOUT), MATCHED: (LAYER_FREEZING, FREEZEOUT)}
+DERIVED = {short: (BASELINE, arm) for short, arm in SHORTENED.items()} | {MATCHED: (LAYER_FREEZING, FREEZEOUT)}
 
 # What the configurations of two arms may differ in, besides the algorithm that freezes.
 MAY_DIFFER = frozenset({'run_name', 'output', 'overwrite', 'progress_bar', 'scheduler'})
@@ -145,7 +145,7 @@ def choose_arms(available: Sequence[str], wanted: str | None) -> list[str]:
         list[str]: In the order of tables.
 
     Raises:
-        Refused: If a name is unknown, the baseline is missing, or what ``baseline_short`` is measured by.
+        Refused: If a name is unknown, the baseline is missing, or what a shortened baseline is measured by.
     """
     if wanted is None:
         return list(available)
@@ -155,7 +155,7 @@ def choose_arms(available: Sequence[str], wanted: str | None) -> list[str]:
         for name in names
         if name not in available
     ]
-    needed = {BASELINE: [BASELINE], BASELINE_SHORT: [FREEZEOUT] if BASELINE_SHORT in names else []}
+    needed = {BASELINE: [BASELINE], **{short: [arm] for short, arm in SHORTENED.items() if short in names}}
     lines += [
         f'--arms: {missing!r} is missing, which {"the others are" if why == BASELINE else f"{why} is"} compared with; '
         f'add it'
@@ -172,7 +172,7 @@ def round_order(names: Sequence[str], number: int) -> list[str]:
     """The order in which the arms run with one seed.
 
     From round to round the order moves on by one, so that no arm is always the first, or always runs when the machine
-    is warm. ``baseline_short`` waits for the arms that its length is taken from.
+    is warm. A shortened baseline waits for the arms that its length is taken from.
 
     Args:
         names (Sequence[str]): The arms.
@@ -183,10 +183,11 @@ def round_order(names: Sequence[str], number: int) -> list[str]:
     """
     turn = number % len(names)
     order = [*names[turn:], *names[:turn]]
-    if BASELINE_SHORT in order:
-        after = max((order.index(name) for name in DERIVED[BASELINE_SHORT] if name in order), default=-1)
-        if (at := order.index(BASELINE_SHORT)) < after:
-            order.insert(after, order.pop(at))
+    for short in SHORTENED:
+        if short in order:
+            after = max((order.index(name) for name in DERIVED[short] if name in order), default=-1)
+            if (at := order.index(short)) < after:
+                order.insert(after, order.pop(at))
     return order
 
 
@@ -454,8 +455,8 @@ def read_arms(family: Path, names: Sequence[str], overrides: Sequence[str], scal
         scale (float): Factor on the epochs and on the batches of each, in ``(0, 1]``.
 
     Returns:
-        tuple[list[Arm], Data]: The arms, and what they are trained on. ``baseline_short`` has no duration of its own
-        yet.
+        tuple[list[Arm], Data]: The arms, and what they are trained on. Shortened baselines have no duration of their
+        own yet.
 
     Raises:
         Refused: With all that is wrong.

@@ -3,13 +3,14 @@
 ``python benchmarks/compare.py yamls/quickstart --out runs/quickstart``
 
 An arm is a YAML file of the family's folder, or derived from such files: ``baseline_short`` is the baseline with its
-schedule compressed into the time that ``freezeout`` took, ``layer_freezing_matched`` is Composer's LayerFreezing with
-``freeze_start`` solved so that it is predicted to save what ``freezeout`` is.
+schedule compressed into the time that ``freezeout`` took, ``baseline_short_cost_aware`` the same for
+``freezeout_cost_aware``, ``layer_freezing_matched`` is Composer's LayerFreezing with ``freeze_start`` solved so that it
+is predicted to save what ``freezeout`` is.
 
 Every run is a process of its own. The runs are interleaved: all arms with the first seed, then all with the next, in an
-order that moves on by one, so that a machine that slows down slows all arms down alike. The length of
-``baseline_short`` in a round comes from the mean times of ``baseline`` and ``freezeout`` up to that round: waiting for
-all of them would put all its runs at the end. So its length may differ a little between seeds; each record has its own.
+order that moves on by one, so that a machine that slows down slows all arms down alike. The length of a shortened
+baseline in a round comes from the mean times of ``baseline`` and its arm up to that round: waiting for all of them
+would put all its runs at the end. So its length may differ a little between seeds; each record has its own.
 
 What has been finished is not done again: after an interruption, the same command goes on.
 """
@@ -29,7 +30,7 @@ from arms import Arm, Data, Refused, choose_arms, count, family_arms, in_order, 
 from rich.console import Console
 from runner import Job, Outcome, Runner, Stopped, check_environment, finished, stoppable, warm_up, write_json
 
-from composer_freezeout.comparison import BASELINE, BASELINE_SHORT, FREEZEOUT, MANIFEST, RECORD, load
+from composer_freezeout.comparison import BASELINE, MANIFEST, RECORD, SHORTENED, load
 
 FORMAT = 1
 # Of the run that is thrown away.
@@ -60,17 +61,17 @@ class Comparison:
         self.by_name = {arm.name: arm for arm in self.arms}
 
     def job(self, name: str, seed: int) -> Job:
-        """The run of an arm with a seed; the duration of ``baseline_short`` is left to :meth:`with_duration`."""
+        """The run of an arm with a seed; the duration of a shortened baseline is left to :meth:`with_duration`."""
         arm = self.by_name[name]
-        free = frozenset({'max_duration', 'scheduler'}) if name == BASELINE_SHORT else frozenset()
+        free = frozenset({'max_duration', 'scheduler'}) if name in SHORTENED else frozenset()
         return Job(name, seed, arm.file, arm.overrides, self.record_path(name, seed).parent, arm.resolved, free)
 
     def with_duration(self, job: Job) -> Job | None:
-        """Gives ``baseline_short`` the time that FreezeOut took, as far as is known by now; None if nothing is."""
-        batches = batches_in_the_same_time(self._of(BASELINE), self._of(FREEZEOUT))
+        """Gives a shortened baseline the time that its arm took, as far as is known by now; None if nothing is."""
+        batches = batches_in_the_same_time(self._of(BASELINE), self._of(SHORTENED[job.label]))
         if batches is None:
             return None
-        config = self.by_name[BASELINE_SHORT].config
+        config = self.by_name[job.label].config
         return replace(job, overrides=(*job.overrides, *shortened(config, self.data.batches_per_epoch, batches)))
 
     def warm_up_job(self) -> Job:
@@ -259,8 +260,9 @@ def run_all(comparison: Comparison, console: Console) -> int:
         todo = [key for key in schedule if key not in comparison.records]
         for position, (name, seed) in enumerate(todo):
             job = comparison.job(name, seed)
-            if name == BASELINE_SHORT and (job := comparison.with_duration(job)) is None:
-                runner.skip(name, seed, f'its length is that of {BASELINE} and {FREEZEOUT}, and one of them has no run')
+            if name in SHORTENED and (job := comparison.with_duration(job)) is None:
+                sources = f'{BASELINE} and {SHORTENED[name]}'
+                runner.skip(name, seed, f'its length is that of {sources}, and one of them has no run')
                 missing += 1
                 continue
             outcome = runner.train(job, [label for label, _ in todo[position + 1 :]])

@@ -20,11 +20,13 @@ __all__ = [
     'ARMS',
     'BASELINE',
     'BASELINE_SHORT',
+    'COST_AWARE',
     'EQUAL_TIME',
     'FREEZEOUT',
     'FREEZING',
     'MANIFEST',
     'RECORD',
+    'SHORTENED',
     'ArmResult',
     'Comparison',
     'Failure',
@@ -38,6 +40,10 @@ __all__ = [
 
 MANIFEST, RECORD = 'comparison.json', 'record.json'
 BASELINE, BASELINE_SHORT, FREEZEOUT = 'baseline', 'baseline_short', 'freezeout'
+# FreezeOut with freeze times shifted by measured costs, in families that have them.
+COST_AWARE = 'freezeout_cost_aware'
+# The shortened baselines, and the arm whose time each has.
+SHORTENED = {BASELINE_SHORT: FREEZEOUT, 'baseline_short_cost_aware': COST_AWARE}
 # What a full comparison consists of, in the order of the tables.
 ARMS = (
     BASELINE,
@@ -61,8 +67,8 @@ _ACCURACY = 'MulticlassAccuracy'
 # Keys of a configuration that may differ between any two runs of an arm, between arms, and between runs of one arm.
 _INCIDENTAL = {'run_name', 'output', 'overwrite', 'progress_bar', 'seed'}
 _BETWEEN_ARMS = _INCIDENTAL | {'scheduler'}
-# Its warm-up is shortened with it.
-_OF_AN_ARM = {BASELINE_SHORT: {'max_duration', 'scheduler'}}
+# Their warm-up is shortened with them.
+_OF_AN_ARM = {short: {'max_duration', 'scheduler'} for short in SHORTENED}
 
 Verdict = Literal['pays', 'does not pay', 'undecided']
 
@@ -408,8 +414,8 @@ def arm_results(comparison: Comparison) -> list[ArmResult]:
     """Compares every arm with the baselines.
 
     The control of an arm is the slowest of the baseline and the shortened baseline that took no more time than the arm,
-    or the quickest if the arm took less than both; that of ``freezeout`` is always the shortened baseline, if there is
-    one. The arm *pays* if its accuracy is higher than the
+    or the quickest if the arm took less than both; that of an arm in :data:`SHORTENED` is always the baseline that was
+    shortened to its time, if there is one. The arm *pays* if its accuracy is higher than the
     control's and it took no more time; it *does not pay* if its accuracy is lower and the control took no more time.
     Higher and lower are decided by Welch's test at 5 %, for all arms but ``freezeout`` after Holm's correction. Times
     are compared as means, of which :data:`EQUAL_TIME` is the tolerance. Everything else is *undecided*.
@@ -483,9 +489,10 @@ def best_in_the_same_time(results: Sequence[ArmResult]) -> ArmResult | None:
 
 
 def _control(arm: str, seconds: Mapping[str, Sequence[float]]) -> str:
+    own = next((short for short, source in SHORTENED.items() if source == arm and seconds.get(short)), None)
+    if own is not None:
+        return own
     means = {name: summary(seconds[name]).mean for name in (BASELINE, BASELINE_SHORT) if seconds.get(name)}
-    if arm == FREEZEOUT and BASELINE_SHORT in means:
-        return BASELINE_SHORT
     limit = summary(seconds[arm]).mean * (1 + EQUAL_TIME)
     no_slower = [name for name in means if means[name] <= limit]
     return max(no_slower, key=means.__getitem__) if no_slower else min(means, key=means.__getitem__)

@@ -56,6 +56,8 @@ _STYLES = {
     'freezeout_linear': ('#3b82f6', 'v', True),
     'freezeout_linear_unscaled': ('#3b82f6', 'v', False),
     'freezeout_const_time': ('#c4479b', 'P', True),
+    'freezeout_cost_aware': ('#b8860b', 'd', True),
+    'baseline_short_cost_aware': (_MUTED, 'o', False),
 }
 # Arms of other names, as in a sweep: four at a time differ in both colour and marker.
 _OTHERS = [

@@ -23,8 +23,10 @@ from composer_freezeout.comparison import (
     ARMS,
     BASELINE,
     BASELINE_SHORT,
+    COST_AWARE,
     EQUAL_TIME,
     FREEZEOUT,
+    SHORTENED,
     ArmResult,
     Comparison,
     accuracy,
@@ -115,10 +117,11 @@ def conclusion(comparison: Comparison) -> list[str]:
         comparison (Comparison): The runs.
 
     Returns:
-        list[str]: The verdict on ``freezeout`` in one sentence, the best arm that freezes, then reservations.
+        list[str]: The verdict on ``freezeout`` in one sentence, that on the cost-aware one beside it, the best arm that
+        freezes, then reservations.
     """
     results = arm_results(comparison)
-    return [_verdict(results), *_best(results), *_reservations(comparison)]
+    return [_verdict(results), *_cost_aware(results), *_best(results), *_reservations(comparison)]
 
 
 def _verdict(results: Sequence[ArmResult]) -> str:
@@ -126,6 +129,14 @@ def _verdict(results: Sequence[ArmResult]) -> str:
     if result is None:
         return f'No verdict: {FREEZEOUT} has no finished run.'
     return _judged(result, results)
+
+
+def _cost_aware(results: Sequence[ArmResult]) -> list[str]:
+    return [
+        f'With freeze times shifted by measured costs, which is not the paper’s FreezeOut: {_judged(result, results)}'
+        for result in results
+        if result.arm == COST_AWARE
+    ]
 
 
 def _best(results: Sequence[ArmResult]) -> list[str]:
@@ -136,7 +147,7 @@ def _best(results: Sequence[ArmResult]) -> list[str]:
     if sum(result.freezes for result in results) < 2:
         return []
     rule = f'{best.arm} has the highest mean accuracy of the arms that freeze and took no more time than {reference}'
-    if best.arm == FREEZEOUT:
+    if best.arm in (FREEZEOUT, COST_AWARE):  # which have been judged
         return [f'{rule}.']
     return [f'{rule}. {_judged(best, results)}']
 
@@ -469,7 +480,7 @@ def _plots(comparison: Comparison, results: Sequence[ArmResult]) -> list[_Plot]:
                 'accuracy_time.svg',
                 'Accuracy against training time',
                 f'{spread.capitalize()}. No arm lies above and left of the Pareto front.',
-                accuracy_against_time(points, (BASELINE, BASELINE_SHORT)),
+                accuracy_against_time(points, (BASELINE, *SHORTENED)),
             ),
             (
                 'learning_curves.svg',
@@ -523,7 +534,7 @@ def _not_run(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _definitions() -> list[str]:
+def _definitions(arms: Sequence[str]) -> list[str]:
     return [
         'Accuracy is that of the last evaluation, never the best one.',
         'Training time runs from the start of fit to its end without evaluations; the first batch is included.',
@@ -538,6 +549,11 @@ def _definitions() -> list[str]:
         'accuracy is lower and the control took no more time. Higher and lower mean p < 0.05, by p (Holm) for all arms '
         f'but {FREEZEOUT}, which was singled out beforehand. Mean times count as equal up to '
         f'{_number(EQUAL_TIME, 0, 100)} %. Everything else is undecided.',
+        *(
+            f'{short} is the same for {source}, and its control.'
+            for short, source in SHORTENED.items()
+            if short != BASELINE_SHORT and short in arms
+        ),
     ]
 
 
@@ -555,7 +571,7 @@ def _sections(comparison: Comparison, results: Sequence[ArmResult]) -> list[_Sec
         _Section('Differences between the runs', items=comparison.differences),
         _Section('Environment', grids=[_environment_grid(comparison)]),
         _Section('Command', code=comparison.command, paragraphs=_overrides(comparison)),
-        _Section('What the numbers mean', items=_definitions()),
+        _Section('What the numbers mean', items=_definitions(comparison.arms)),
     ]
     return [s for s in sections if s.paragraphs or s.items or s.code or s.grids or s.plots]
 
@@ -575,7 +591,7 @@ def render(comparison: Comparison) -> dict[str, str]:
     """
     results = arm_results(comparison)
     outcome = next((result.verdict for result in results if result.arm == FREEZEOUT), None) or 'undecided'
-    verdict, *remarks = [_verdict(results), *_best(results)]
+    verdict, *remarks = [_verdict(results), *_cost_aware(results), *_best(results)]
     content = {
         'title': f'FreezeOut on {comparison.family}',
         'subtitle': f'{_counted(len(comparison.arms), "arm")}, {_counted(len(comparison.seeds), "seed")} '

@@ -252,6 +252,21 @@ def test_arms_of_a_family(tmp_path):
     assert arms.family_arms(tmp_path) == ['baseline', 'baseline_short', 'freezeout', 'freezeout_linear', 'zebra']
     (tmp_path / 'layer_freezing.yaml').touch()
     assert arms.family_arms(tmp_path)[:4] == ['baseline', 'baseline_short', 'layer_freezing', 'layer_freezing_matched']
+    (tmp_path / 'freezeout_cost_aware.yaml').touch()
+    assert {'baseline_short_cost_aware', 'freezeout_cost_aware'} < set(arms.family_arms(tmp_path))
+    with pytest.raises(
+        arms.Refused, match="'freezeout_cost_aware' is missing, which baseline_short_cost_aware is comp"
+    ):
+        arms.choose_arms(arms.family_arms(tmp_path), 'baseline,baseline_short_cost_aware')
+
+
+def test_each_shortened_baseline_waits_for_its_arm():
+    names = ['baseline', 'baseline_short', 'baseline_short_cost_aware', 'freezeout', 'freezeout_cost_aware']
+    for number in range(5):
+        order = arms.round_order(names, number)
+        assert sorted(order) == names
+        for short, arm in [('baseline_short', 'freezeout'), ('baseline_short_cost_aware', 'freezeout_cost_aware')]:
+            assert order.index(short) > max(order.index('baseline'), order.index(arm))
 
 
 def test_no_arm_is_always_at_the_same_place():
@@ -346,6 +361,23 @@ def test_batches_in_the_same_time():
     assert compare.batches_in_the_same_time(records(10, 30), records(12, 18)) == 150
     assert compare.batches_in_the_same_time(records(10), records(0.001)) == 1
     assert compare.batches_in_the_same_time(records(10), []) is None
+
+
+def test_each_shortened_baseline_has_the_time_of_its_arm(tmp_path):
+    family = tmp_path / 'family'
+    shutil.copytree(QUICKSTART, family)
+    shutil.copy(family / 'freezeout.yaml', family / 'freezeout_cost_aware.yaml')
+    names = arms.family_arms(family)
+    found, data = arms.read_arms(family, names, SMALL[:3], 1.0)
+    comparison = compare.Comparison(tmp_path / 'out', found, data, [17], {})
+    times = {'baseline': 10.0, 'freezeout': 9.0, 'freezeout_cost_aware': 6.0}
+    for name, seconds in times.items():
+        comparison.records[name, 17] = {'training_seconds': seconds, 'effective': {'total_batches': 100}}
+    for short, batches in [('baseline_short', 90), ('baseline_short_cost_aware', 60)]:
+        job = comparison.with_duration(comparison.job(short, 17))
+        assert job is not None and f'max_duration={batches}ba' in job.overrides
+        assert f'run_name=quickstart-{short}' in job.overrides
+        assert 'max_duration' in job.free
 
 
 # ---------------------------------------------------------------------------------------------------------------------

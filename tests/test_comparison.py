@@ -245,6 +245,23 @@ def test_the_control_is_the_slowest_baseline_that_took_no_more_time(seconds, con
     assert (result.control, result.verdict) == (control, verdict)
 
 
+@pytest.mark.parametrize(
+    ('accuracies', 'seconds', 'verdict'),
+    [([0.92, 0.921, 0.922], 70.0, 'pays'), ([0.87, 0.871, 0.872], 70.0, 'does not pay')],
+)
+def test_the_cost_aware_arm_has_a_control_of_its_own(accuracies, seconds, verdict, tmp_path):
+    accuracies = THREE | {'freezeout_cost_aware': accuracies, 'baseline_short_cost_aware': [0.89, 0.891, 0.892]}
+    seconds = SHORTER | {'freezeout_cost_aware': seconds, 'baseline_short_cost_aware': 70.0}
+    results = {result.arm: result for result in arm_results(load(folder(tmp_path, accuracies, seconds)))}
+    result = results['freezeout_cost_aware']
+    assert (result.control, result.verdict) == ('baseline_short_cost_aware', verdict)
+    assert results['freezeout'].control == 'baseline_short'
+    assert results['baseline_short_cost_aware'].control is None
+    # Their lengths may differ from seed to seed.
+    edit(tmp_path / 'baseline_short_cost_aware/seed1/record.json', 'config', 'max_duration', value='13ba')
+    assert load(tmp_path).differences == ()
+
+
 def test_arms_besides_freezeout_are_corrected_for_their_number(tmp_path):
     # Both p-values are just below 0.05; with two arms, that is too little for the one that was not singled out.
     close = [0.9028, 0.9043, 0.9058]

@@ -27,6 +27,9 @@ FREEZEOUT = {
     'freezeout_const_time': ('cubic', 0.8, True, True),
 }
 ARMS = ['baseline', 'layer_freezing', *FREEZEOUT]
+# Families of which the costs of the units have been measured, and how many units there are.
+COST_AWARE = 'freezeout_cost_aware'
+UNITS = {'resnet8_cifar10_jpeg': 8}
 FILES = [(family, file.stem) for family in FAMILIES for file in sorted((YAMLS / family).glob('*.yaml'))]
 
 
@@ -40,7 +43,8 @@ def test_the_families_are_found():
 
 @pytest.mark.parametrize('family', FULL)
 def test_a_family_has_a_file_for_each_arm(family):
-    assert sorted(arm for folder, arm in FILES if folder == family) == sorted(ARMS)
+    measured = [COST_AWARE] if family in UNITS else []
+    assert sorted(arm for folder, arm in FILES if folder == family) == sorted([*ARMS, *measured])
 
 
 def test_the_quickstart_has_three_arms():
@@ -72,6 +76,11 @@ def test_arms_differ_in_name_method_and_schedule_only(family, arm):
 @pytest.mark.parametrize(('family', 'arm'), FILES)
 def test_an_arm_has_the_settings_that_its_name_says(family, arm):
     raw, baseline = read_yaml(file_of(family, arm)), read_yaml(file_of(family, 'baseline'))
+    if arm == COST_AWARE:
+        (entry,) = raw['algorithms']
+        assert len(entry.pop('unit_costs')) == UNITS[family]
+        assert [entry] == read_yaml(file_of(family, 'freezeout'))['algorithms']
+        return
     if arm not in FREEZEOUT:
         assert raw['scheduler'] == baseline['scheduler']
         defaults = {'name': 'layer_freezing', 'freeze_start': 0.5, 'freeze_level': 1.0}
@@ -106,9 +115,9 @@ def test_the_quickstart_file_is_its_freezeout_arm():
     assert (YAMLS / 'quickstart.yaml').read_text() == file_of(QUICKSTART, 'freezeout').read_text()
 
 
-@pytest.mark.parametrize('family', FULL)
-def test_a_family_trains(family, tmp_path):
-    file = file_of(family, 'freezeout')
+@pytest.mark.parametrize(('family', 'arm'), [*((f, 'freezeout') for f in FULL), *((f, COST_AWARE) for f in UNITS)])
+def test_a_family_trains(family, arm, tmp_path):
+    file = file_of(family, arm)
     data = f'{{name: synthetic, num_classes: {load(file).model.num_classes}, num_samples: 4, batch_size: 2}}'
     # A warm-up starts from a learning rate of 0: the second batch is the first that can change anything.
     small = [

@@ -88,7 +88,7 @@ def test_units_that_cost_more_freeze_earlier():
     freezer.batch_start((freezer.freeze_times[1] + paper.freeze_times[1]) / 2)
     assert freezer.units_frozen == 2
     assert freezer.freeze_times == FreezeOut(0.5, unit_costs=(1, 3, 0.5, 0), cost_shift=0.1).freeze_times(4)
-    assert [name for name, rate in freezer.learning_rates().items() if rate == 0] == ['conv2', 'conv1']
+    assert [name for name, rate in freezer.learning_rates().items() if rate == 0] == ['conv1', 'conv2']
 
 
 def test_setting_up_twice_changes_no_group_and_no_rate():

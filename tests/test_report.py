@@ -163,6 +163,22 @@ def test_a_difference_in_more_time_is_told_as_such(tmp_path):
     assert first.startswith('Undecided') and ', but in more time; it took 10.0 % more training time' in first
 
 
+def test_the_cost_aware_arm_is_judged_beside_the_papers(tmp_path):
+    arms = {'freezeout_cost_aware': [0.91, 0.911, 0.912], 'baseline_short_cost_aware': [0.89, 0.891, 0.892]}
+    seconds = SECONDS | {'freezeout_cost_aware': 75.0, 'baseline_short_cost_aware': 75.0}
+    found = load(folder(tmp_path, ARMS | arms, seconds))
+    first, second, best = conclusion(found)[:3]
+    assert first.startswith('freezeout pays: ')
+    assert (
+        'not the paper’s FreezeOut: freezeout_cost_aware pays: ' in second and 'baseline_short_cost_aware’s' in second
+    )
+    assert best.startswith('freezeout has the highest mean accuracy')
+    text = render(found)['report.md']
+    assert 'baseline_short_cost_aware is the same for freezeout_cost_aware, and its control' in text
+    # Who has none reads nothing of it.
+    assert 'cost_aware' not in render(load(folder(tmp_path / 'without', ARMS, SECONDS)))['report.md']
+
+
 def test_reservations(comparison, tmp_path):
     text = '\n'.join(conclusion(comparison))
     assert 'epochs and batches per epoch × 0.25' in text and '1 run failed' in text and '2 runs are not there' in text
