@@ -85,8 +85,8 @@ def cost_aware_times(
             'numbers; `composer-freezeout plan FILE --unit-costs COSTS.yaml` writes them for the units of a YAML file'
         )
     paper, costs = np.array(times[:-1]), np.array(unit_costs[:-1], dtype=float)
-    # Nothing to shift, or no room to: said apart, so that rounding changes no bit.
-    if np.all(costs == costs[0]) or paper[0] == paper[-1]:
+    # Said apart, so that rounding changes no bit.
+    if np.all(costs == costs[0]):
         return tuple(times)
     costs /= costs.max()  # or the sum of large costs is infinite
     ascending = isotonic_regression(paper - cost_shift * costs / costs.mean()).x

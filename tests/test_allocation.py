@@ -95,7 +95,7 @@ def test_without_room_nothing_is_shifted():
     assert list(nearly) == sorted(nearly) and max(nearly) <= 1
 
 
-@pytest.mark.parametrize('factor', [1e-320, 1e-9, 1e3, 1e307])
+@pytest.mark.parametrize('factor', [1e-320, 1e-9, 1e3, 5e307])
 def test_the_unit_of_cost_does_not_matter(factor):
     costs = [3.0, 1.0, 0.0, 2.0, 0.0]
     expected = freeze_times(5, unit_costs=costs)
