@@ -133,6 +133,12 @@ def test_warmup_in_epochs_of_a_run_in_batches():
     assert trace.steps[2][FIRST[0]] == pytest.approx(expected_lr(4 / 16, 0, 0.8, 'cubic', True) / 2, rel=1e-12)
 
 
+def test_where_layers_are_given_their_costs_are_counted_before_training():
+    freezeout = FreezeOut(layers=['module.[^h].*', 'module.head'], unit_costs=[3, 2, 1])
+    with pytest.raises(ValueError, match='the model has 2 units, got 3 numbers'):
+        trainer(classifier(), [freezeout])
+
+
 def test_a_warmup_may_last_until_the_first_freeze_of_these_units():
     # By the paper's times the first unit would freeze at 0.125, and the warm-up with it.
     freezeout = FreezeOut(0.5, unit_costs=[0, 0, 3, 0], cost_shift=0.1, t_warmup='3ba')
