@@ -166,20 +166,19 @@ def finished(jobs: Iterable[Job]) -> dict[Job, dict[str, Any]]:
     return records
 
 
-def execute(command: Sequence[str], log: Path) -> int:
+def execute(command: Sequence[str], log: Path | None = None) -> int:
     """Runs a command to its end, in a session of its own that ends with this process's call.
 
     Args:
         command (Sequence[str]): The command.
-        log (Path): Where its output goes; its folder exists.
+        log (Path, optional): Where its output goes; its folder exists. Default: where this process's goes.
 
     Returns:
         int: Its exit code, negative if a signal ended it.
     """
-    with log.open('wb') as file:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    with contextlib.nullcontext() if log is None else log.open('wb') as file:
+        error = None if file is None else subprocess.STDOUT
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=error, start_new_session=True)
         try:
             return process.wait()
         finally:
