@@ -12,11 +12,15 @@ from step_variants import InComposer
 from step_workload import Probe, Variant, Workload
 from torch import Tensor, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
+from torch.distributed import GradBucket, ProcessGroup  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ['Clock', 'compiled_graphs', 'count_memory', 'count_step', 'measure_on_gpu']
+__all__ = ['Clock', 'compiled_graphs', 'count_memory', 'count_step', 'count_traffic', 'measure_on_gpu']
 
 
 class Clock(Probe):
@@ -166,6 +170,25 @@ class _Launches(Probe):
         self.count = sum('LaunchKernel' in event.name for event in self._profile.events())
 
 
+class _Traffic(Probe):
+    """Counts the bytes of gradients that the last step all-reduces.
+
+    Args:
+        wrapper (DistributedDataParallel): What does so. It has not been run yet.
+    """
+
+    def __init__(self, wrapper: DistributedDataParallel) -> None:
+        self.reduced = 0
+        wrapper.register_comm_hook(None, self._reduce)
+
+    def begin(self) -> None:
+        self.reduced = 0
+
+    def _reduce(self, group: ProcessGroup, bucket: GradBucket) -> Future[Tensor]:
+        self.reduced += bucket.buffer().nbytes
+        return allreduce_hook(group, bucket)
+
+
 def count_step(make: Callable[[Workload], Variant], workload: Workload) -> dict[str, int]:
     """Counts what a step does, whatever the machine: eagerly, and with an optimizer of multi-tensor calls.
 
@@ -207,6 +230,27 @@ def count_memory(make: Callable[[Workload], Variant], workload: Workload) -> dic
         variant.visit(Probe())
     variant.close()
     return {'peak_memory_bytes': memory.peak}
+
+
+def count_traffic(make: Callable[[Workload], Variant], workload: Workload) -> dict[str, int]:
+    """Counts what a step exchanges with the other processes, all of which have to call this.
+
+    Args:
+        make (Callable[[Workload], Variant]): Makes the variant.
+        workload (Workload): What is trained.
+
+    Returns:
+        dict[str, int]: ``bytes_allreduced``, of gradients. The buffers that DDP broadcasts are not among them.
+    """
+    # A variant of its own: the hook's operators are not those of a step.
+    variant = make(replace(workload, compile_backend=None))
+    assert variant.wrapper is not None
+    traffic = _Traffic(variant.wrapper)
+    # Twice: FreezeOut freezes in the first visit.
+    variant.visit(traffic)
+    variant.visit(traffic)
+    variant.close()
+    return {'bytes_allreduced': traffic.reduced}
 
 
 def measure_on_gpu(make: Callable[[Workload], Variant], workload: Workload) -> dict[str, int]:

@@ -32,6 +32,7 @@ _COUNTS = {
     'convolution_backwards': 'backward passes of convolutions',
     'autograd_nodes': 'autograd nodes',
     'saved_bytes': 'MB saved for backward',
+    'bytes_allreduced': 'MB all-reduced',
     'peak_memory_bytes': 'peak memory (MB)',
     'kernel_launches': 'kernel launches',
     'freezeout_synchronizations': 'times that FreezeOut waits for the GPU',
@@ -51,8 +52,9 @@ def summary(result: Result) -> str:
     settings = result.record['settings']
     layout = ', channels_last' if settings['channels_last'] else ''
     compiled = f', compiled ({settings["compile"]})' if settings['compile'] else ''
+    processes = f'{result.processes} processes, each with ' if result.processes > 1 else ''
     title = (
-        f'{settings["model"]}, batches of {settings["batch_size"]} images of {settings["image_size"]}², '
+        f'{settings["model"]}, {processes}batches of {settings["batch_size"]} images of {settings["image_size"]}², '
         f'{settings["precision"]}{layout}{compiled}'
     )
     sections = [
@@ -71,7 +73,8 @@ def summary(result: Result) -> str:
 def _environment(result: Result) -> str:
     environment, settings = result.record['environment'], result.record['settings']
     hardware, versions, git = environment['hardware'], environment['versions'], environment['git']
-    threads = f'{hardware["threads"]} thread{"s" if hardware["threads"] > 1 else ""}'
+    each = ' each' if result.processes > 1 else ''
+    threads = f'{hardware["threads"]} thread{"s" if hardware["threads"] > 1 else ""}{each}'
     device = hardware['gpu'] if result.on_gpu else f'{hardware["cpu"]}, {threads}'
     code = f'commit {git["commit"][:10]}{" with changes" if git["dirty"] else ""}' if git else 'no repository'
     rounds, steps = np.shape(result.record['rows'][0]['seconds'])
@@ -147,7 +150,7 @@ def _count_table(result: Result) -> str:
             if (variant, frozen) not in result.rows:
                 continue
             counts = result.counts(variant, frozen)
-            cells = [f'{counts[key] / 1e6:.2f}' if key.endswith('bytes') else str(counts[key]) for key in known]
+            cells = [f'{counts[key] / 1e6:.2f}' if 'bytes' in key else str(counts[key]) for key in known]
             lines.append(f'| {frozen} | {variant} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
@@ -162,6 +165,11 @@ def _notes(result: Result) -> str:
         f'With {last} units frozen, {bound["norms_folded"]} BatchNorms of `bound` are folded into a convolution'
         f'{unfolded if bound["norms_unfolded"] else ""}; `layer_freezing` has {layers["layers_frozen"]} layers frozen.',
     ]
+    if result.processes > 1:
+        lines.append(
+            'Times are those of the first process. All-reduced bytes are those of gradients; the statistics that DDP'
+            ' broadcasts are not among them.'
+        )
     if result.record['settings']['compile'] is not None:
         lines.append(f'{result.record["graphs_while_timed"]} graphs were compiled during timed rounds.')
     return '\n\n'.join(lines)

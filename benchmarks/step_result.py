@@ -82,6 +82,11 @@ class Result:
         return self.record['settings']['device'] == 'gpu'
 
     @property
+    def processes(self) -> int:
+        """How many processes trained together, in ``[1, ∞)``."""
+        return self.record['settings'].get('processes', 1)
+
+    @property
     def ends(self) -> bool:
         """Whether steps with none and with all but the last unit frozen were measured."""
         return {0, self.units - 1} <= set(self.measured)
@@ -135,7 +140,7 @@ def load_result(folder: Path) -> Result:
 
 
 def bars(result: Result) -> list[Bar]:
-    """What has to be reached, as far as steps of one process can tell.
+    """What has to be reached, as far as steps can tell.
 
     Args:
         result (Result): The record.
@@ -144,7 +149,7 @@ def bars(result: Result) -> list[Bar]:
         list[Bar]: In the order of the summary.
     """
     every = [_before_freezing(result), _optimizer_calls(result), _share_kept(result), _python_time(result)]
-    return [*every, *_against_bound(result), _memory(result), *_compiled(result)]
+    return [*every, *_against_bound(result), _memory(result), *_compiled(result), *_several_processes(result)]
 
 
 def _before_freezing(result: Result) -> Bar:
@@ -199,7 +204,7 @@ def _against_bound(result: Result) -> list[Bar]:
 
 
 def _memory(result: Result) -> Bar:
-    half = min(result.measured, key=lambda frozen: abs(frozen - result.units / 2))
+    half = _half(result)
     ours, theirs = (result.counts(variant, half)['peak_memory_bytes'] for variant in ('freezeout', 'loop'))
     note = f'{half} of {result.units} units frozen; {ours / 1e6:.4g} MB and {theirs / 1e6:.4g} MB'
     return Bar(
@@ -211,11 +216,42 @@ def _compiled(result: Result) -> list[Bar]:
     if result.record['settings']['compile'] is None:
         return []
     name = "share of eager execution's relative saving that is kept, compiled"
-    eager = result.record['eager_saving']
-    if eager is None or not result.ends:
-        note = 'needs --eager' if eager is None else _needs_ends(result)
-        return [Bar(name, None, None, 0.95, np.inf, '{:.1%}', note)]
-    return [_bar(name, result.saving('freezeout') / eager, 0.95, np.inf, '{:.1%}', f'eager: {eager:.1%}')]
+    return [_saving_kept(result, name, 'eager', 'eager')]
+
+
+def _several_processes(result: Result) -> list[Bar]:
+    if result.processes == 1:
+        return []
+    half = _half(result)
+    ours, theirs = (result.counts(variant, half)['bytes_allreduced'] for variant in ('freezeout', 'loop'))
+    note = f'{half} of {result.units} units frozen; {ours / 1e6:.4g} MB and {theirs / 1e6:.4g} MB'
+    name = f"share of one process's relative saving that is kept, {result.processes} processes"
+    reduced = 'bytes all-reduced with half the units frozen, against the loop'
+    return [
+        _saving_kept(result, name, 'one', 'one process'),
+        Bar(reduced, ours / theirs, None, 0.98, 1.02, '{:.4f}×', note),
+    ]
+
+
+def _saving_kept(result: Result, name: str, option: str, other: str) -> Bar:
+    """The relative saving, as a share of that in the record that an option named."""
+    saving = result.record[f'{option}_saving']
+    note = _why_no_share(result, option, saving)
+    if note is not None:
+        return Bar(name, None, None, 0.95, np.inf, '{:.1%}', note)
+    return _bar(name, result.saving('freezeout') / saving, 0.95, np.inf, '{:.1%}', f'{other}: {saving:.1%}')
+
+
+def _why_no_share(result: Result, option: str, saving: float | None) -> str | None:
+    if saving is None:
+        return f'needs --{option}'
+    if saving <= 0:
+        return f'nothing was saved in the record of --{option}'
+    return None if result.ends else _needs_ends(result)
+
+
+def _half(result: Result) -> int:
+    return min(result.measured, key=lambda frozen: abs(frozen - result.units / 2))
 
 
 def _needs_ends(result: Result) -> str:

@@ -12,6 +12,11 @@ slows down slows them all. A turn is a step that is thrown away and two that are
 has enqueued on the device. Data are in memory before a step begins. With 0 units frozen ``bound`` is ``loop``, and
 ``layer_freezing`` is ``composer``: their difference shows the noise.
 
+With ``--processes N`` the command starts N processes, which exchange gradients under DistributedDataParallel. The batch
+of each is as large as that of a single one, and all take the same turns; times are those of the first.
+``loop`` and ``bound`` are wrapped once they are frozen; the others by Composer. ``layer_freezing`` is not quite
+``composer`` then: LayerFreezing has DDP look for unused parameters in every step.
+
 Beside times there are counts, which are the same on every machine. FOLDER/step_time.json has everything;
 ``--plot-only FOLDER`` writes the summary and the plot anew from it.
 """
@@ -23,17 +28,19 @@ import os
 import random
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from composer.utils import dist
 from rich.console import Console
-from step_counts import Clock, compiled_graphs, count_memory, count_step, measure_on_gpu
+from runner import Stopped, execute, stoppable
+from step_counts import Clock, compiled_graphs, count_memory, count_step, count_traffic, measure_on_gpu
 from step_report import write_report
-from step_result import RECORD, bars, load_result
+from step_result import RECORD, Result, bars, load_result
 from step_variants import VARIANTS, InComposer, InLoop, VariantName, make_variant
 from step_workload import OPTIMIZERS, TRANSFORMER, Variant, Workload, make_workload
 
@@ -50,6 +57,25 @@ WARM_UP_ROUNDS = 2
 
 class Refused(Exception):
     """What was asked for cannot be done; its text says why."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be measured.
+
+    Attributes:
+        workload (Workload): What is trained.
+        frozen (list[int]): Numbers of frozen units, ascending, each in ``[0, n)``.
+        settings (dict[str, Any]): What the record says of them.
+        eager_saving (float, optional): What FreezeOut saves over a run in the record of ``--eager``; None without one.
+        one_saving (float, optional): The same of ``--one``.
+    """
+
+    workload: Workload
+    frozen: list[int]
+    settings: dict[str, Any]
+    eager_saving: float | None
+    one_saving: float | None
 
 
 @dataclass
@@ -78,6 +104,9 @@ class Turns:
         """
         assert self.variant is not None
         clock = Clock(device)
+        if dist.get_world_size() > 1:
+            # The first to come would wait for the others within its step.
+            dist.barrier()
         self.variant.visit(clock)
         return clock.seconds[UNTIMED:]
 
@@ -117,6 +146,8 @@ def measure(workload: Workload, frozen: Sequence[int], rounds: int, seed: int, c
         make = partial(make_variant, name=name, units_frozen=k)
         counts = count_step(make, workload)
         counts |= (measure_on_gpu if workload.device.type == 'cuda' else count_memory)(make, workload)
+        if dist.get_world_size() > 1:
+            counts |= count_traffic(make, workload)
         turns.append(Turns(name, k, counts, []))
     console.print('Warming up.', highlight=False)
     for turn in turns:
@@ -192,30 +223,77 @@ def _prepare_folder(out: Path, overwrite: bool) -> None:
         raise Refused(f'--out: {out} cannot be made: {error.strerror}') from None
 
 
-def run(arguments: argparse.Namespace, command: str, console: Console) -> Path:
-    """Measures, and writes the record.
+def _check_processes(processes: int, device: torch.device) -> None:
+    started = dist.get_world_size()
+    if started not in (1, processes):
+        raise Refused(f'--processes: must be {started} in {started} processes that a launcher started, got {processes}')
+    if device.type == 'cuda' and processes > torch.cuda.device_count():
+        raise Refused(f'--processes: must be at most {torch.cuda.device_count()}, the number of GPUs, got {processes}')
+
+
+def _comparable(option: str, folder: Path, settings: Mapping[str, Any], **other_settings: Any) -> Result:
+    """The record of another run, which may have no other settings than those, and has to tell what a run saves."""
+    other = load_result(folder)
+    if not other.ends:
+        raise Refused(f'{option}: {folder} was not measured with 0 and {other.units - 1} units frozen')
+    threads = other.record['environment']['hardware']['threads']
+    found = {**other.record['settings'], 'processes': other.processes, 'threads': threads}
+    for name, expected in {**settings, 'threads': torch.get_num_threads(), **other_settings}.items():
+        if found.get(name) != expected:
+            only = ', '.join(other_settings)
+            raise Refused(
+                f'{option}: {folder} was measured with {name} {found.get(name)!r}, not {expected!r}; '
+                f'choose a record that differs in {only} only'
+            )
+    return other
+
+
+def prepare(arguments: argparse.Namespace) -> Task:
+    """Checks the command line, makes what is measured, and the folder of the record.
 
     Args:
         arguments (argparse.Namespace): The command line.
-        command (str): The same as text.
-        console (Console): Where progress is told.
 
     Returns:
-        Path: The folder of the record.
+        Task: What is to be measured.
 
     Raises:
         Refused: If an argument is at fault.
         ConfigError: If there is no such model.
-        ValueError: If the model can't handle the images, or the record of ``--eager`` can't be read.
+        ValueError: If the model can't handle the images, or the record of ``--eager`` or ``--one`` can't be read.
     """
     device = _device(arguments.device)
+    _check_processes(arguments.processes, device)
     if device.type == 'cpu' and arguments.precision != 'fp32':
         raise Refused(f'--precision: Composer has no {arguments.precision} on a CPU; use fp32')
     if arguments.eager is not None and arguments.compile is None:
         raise Refused('--eager: only a compiled run is compared with an eager one; add --compile')
-    eager = None if arguments.eager is None else load_result(arguments.eager)
-    if eager is not None and not eager.ends:
-        raise Refused(f'--eager: {arguments.eager} was not measured with 0 and {eager.units - 1} units frozen')
+    if arguments.one is not None and arguments.processes == 1:
+        raise Refused('--one: only a run of several processes is compared with one of one process; add --processes')
+    settings = {
+        'model': arguments.model,
+        'batch_size': arguments.batch_size,
+        'image_size': arguments.image_size,
+        'num_classes': arguments.num_classes,
+        'device': 'gpu' if device.type == 'cuda' else 'cpu',
+        'processes': arguments.processes,
+        'precision': arguments.precision,
+        'channels_last': arguments.channels_last,
+        'compile': arguments.compile,
+        'optimizer': arguments.optimizer,
+        'seed': arguments.seed,
+    }
+    eager = one = None
+    if arguments.eager is not None:
+        eager = _comparable('--eager', arguments.eager, settings, compile=None)
+    if arguments.one is not None:
+        one = _comparable('--one', arguments.one, settings, processes=1)
+    if dist.get_world_size() > 1:
+        # Before anything is on a GPU: each process has its own.
+        dist.initialize_dist(settings['device'])
+    elif arguments.processes > 1:
+        # The process that starts the others leaves the GPUs to them.
+        device = torch.device('cpu')
     workload = make_workload(
         arguments.model,
         batch_size=arguments.batch_size,
@@ -230,27 +308,32 @@ def run(arguments: argparse.Namespace, command: str, console: Console) -> Path:
         seed=arguments.seed,
     )
     frozen = chosen_stages(arguments.stages, len(workload.units))
+    if one is not None and one.measured != frozen:
+        stages = ','.join(map(str, one.measured))
+        raise Refused(f'--one: {arguments.one} was measured at other numbers of frozen units; use --stages {stages}')
     _prepare_folder(arguments.out, arguments.overwrite)
+    savings = [None if other is None else float(other.saving('freezeout')[0]) for other in (eager, one)]
+    return Task(workload, frozen, settings, *savings)
+
+
+def run(task: Task, arguments: argparse.Namespace, command: str, console: Console) -> None:
+    """Measures, and writes the record.
+
+    Args:
+        task (Task): What is measured.
+        arguments (argparse.Namespace): The command line.
+        command (str): The same as text.
+        console (Console): Where progress is told.
+    """
+    workload = task.workload
     if arguments.compile is not None:
         # Every variant compiles the same functions, and torch would soon give up on them.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
     rounds = math.ceil(arguments.repeats / TIMED)
-    settings = {
-        'model': arguments.model,
-        'batch_size': arguments.batch_size,
-        'image_size': arguments.image_size,
-        'num_classes': arguments.num_classes,
-        'device': 'gpu' if device.type == 'cuda' else 'cpu',
-        'precision': arguments.precision,
-        'channels_last': arguments.channels_last,
-        'compile': arguments.compile,
-        'optimizer': arguments.optimizer,
-        'seed': arguments.seed,
-    }
     record = {
         'format': FORMAT,
         'command': command,
-        'settings': settings,
+        'settings': task.settings,
         'environment': environment(),
         'units': [
             {
@@ -259,11 +342,30 @@ def run(arguments: argparse.Namespace, command: str, console: Console) -> Path:
             }
             for unit in workload.units
         ],
-        'eager_saving': None if eager is None else float(eager.saving('freezeout')[0]),
-        **measure(workload, frozen, rounds, arguments.seed, console),
+        'eager_saving': task.eager_saving,
+        'one_saving': task.one_saving,
+        **measure(workload, task.frozen, rounds, arguments.seed, console),
     }
-    write_json(arguments.out / RECORD, json_safe(record))
-    return arguments.out
+    if dist.get_global_rank() == 0:
+        write_json(arguments.out / RECORD, json_safe(record))
+
+
+def launch(processes: int, argv: Sequence[str]) -> int:
+    """Starts this command in several processes, and waits for them.
+
+    Args:
+        processes (int): How many, in ``[2, ∞)``.
+        argv (Sequence[str]): The command line.
+
+    Returns:
+        int: 0 if none of them failed; 128 and the number of the signal that ended this process.
+    """
+    try:
+        # Composer has taken over SIGTERM when it was imported.
+        with stoppable():
+            return execute([sys.executable, '-m', 'composer', '-n', str(processes), __file__, *argv])
+    except Stopped as error:
+        return 128 + error.signal_number
 
 
 def _count(text: str) -> int:
@@ -287,6 +389,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--image-size', type=_count, default=32, metavar='PIXELS', help='(32)')
     parser.add_argument('--num-classes', type=_several, default=10, metavar='N', help='(10)')
     parser.add_argument('--device', choices=['auto', 'cpu', 'gpu'], default='auto', help='(auto)')
+    parser.add_argument(
+        '--processes',
+        type=_count,
+        default=1,
+        metavar='N',
+        help='how many train together, each with --batch-size images (1)',
+    )
     parser.add_argument('--precision', choices=['fp32', 'amp_bf16'], default='fp32', help='(fp32)')
     parser.add_argument('--channels-last', action='store_true', help='memory format of images and weights')
     parser.add_argument('--optimizer', choices=list(OPTIMIZERS), default='sgd', help='(sgd)')
@@ -294,6 +403,7 @@ def _parser() -> argparse.ArgumentParser:
         '--compile', nargs='?', const='inductor', metavar='BACKEND', help='torch.compile, by default with inductor'
     )
     parser.add_argument('--eager', type=Path, metavar='FOLDER', help='record to compare a compiled run with')
+    parser.add_argument('--one', type=Path, metavar='FOLDER', help='record of one process to compare several with')
     parser.add_argument('--stages', metavar='K,K,…', help='numbers of frozen units, or how many, evenly spread (10)')
     parser.add_argument('--repeats', type=_count, default=20, metavar='N', help='timed steps of each (20)')
     parser.add_argument('--seed', type=int, default=17, help='of weights, images and the order of turns (17)')
@@ -311,18 +421,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (Sequence[str], optional): Command line. Default: the process's.
 
     Returns:
-        int: 0; 2 if an argument or the record is at fault.
+        int: 0; 2 if an argument or the record is at fault; another one if one of several processes failed.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     arguments = parser.parse_args(argv)
+    folder: Path = arguments.out or arguments.plot_only
     if arguments.out is not None and arguments.model is None:
         parser.error('--out needs --model')
-    console = Console()
+    console = Console(quiet=dist.get_global_rank() > 0)
     shown = (argument for argument in argv if argument != '--overwrite')
     command = shlex.join(['python', os.path.relpath(__file__), *shown])
     try:
-        folder = arguments.plot_only or run(arguments, command, console)
+        if arguments.plot_only is None:
+            task = prepare(arguments)
+            if dist.get_world_size() < arguments.processes:
+                return launch(arguments.processes, argv)
+            run(task, arguments, command, console)
+            if dist.get_global_rank() > 0:
+                return 0
         result = load_result(folder)
         paths = write_report(result, folder)
     except (ConfigError, Refused, ValueError) as error:

@@ -3,6 +3,9 @@
 ``loop`` is a PyTorch loop in which the first ``k`` units are frozen by hand; ``bound`` is the same loop with all that
 needs no gradient as an inference graph; ``freezeout``, ``layer_freezing`` and ``composer`` are Composer's Trainer with
 FreezeOut, with the freezing of Composer's ``LayerFreezing``, and without an algorithm.
+
+In one of several processes all of them exchange gradients under DistributedDataParallel: ``loop`` and ``bound`` wrap
+their model once it is frozen, as one would by hand, so that frozen parameters are never exchanged.
 """
 
 import time
@@ -14,13 +17,16 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from composer import Callback, Trainer
+from composer.algorithms import LayerFreezing
 from composer.algorithms.layer_freezing.layer_freezing import _get_layers, freeze_layers
-from composer.core import Event, State, Time, Timestamp
+from composer.core import Algorithm, Event, State, Time, Timestamp
 from composer.loggers import Logger
+from composer.utils import dist
 from step_workload import Probe, Variant, Workload
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.passes.split_module import split_module
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from composer_freezeout import FreezeOut
@@ -65,6 +71,7 @@ class InLoop:
 
     Attributes:
         model (nn.Module): The network.
+        wrapper (DistributedDataParallel, optional): Around it; None in a single process.
         norms_folded (int): BatchNorms that have been folded into a convolution, in ``[0, ∞)``.
         norms_unfolded (int): Those of the inference graph that have not.
     """
@@ -82,9 +89,10 @@ class InLoop:
         self._optimizer = workload.make_optimizer([p for p in model.parameters() if p.requires_grad])
         if inference and units_frozen:
             self.model, self.norms_folded, self.norms_unfolded = inference_prefix(self.model)
-        self._forward: Any = self.model
+        self.wrapper = DistributedDataParallel(self.model) if dist.get_world_size() > 1 else None
+        self._forward: Any = self.model if self.wrapper is None else self.wrapper
         if workload.compile_backend is not None:
-            self._forward = torch.compile(self.model, backend=workload.compile_backend)
+            self._forward = torch.compile(self._forward, backend=workload.compile_backend)
 
     def visit(self, probe: Probe) -> None:
         """Does the steps of a visit."""
@@ -192,24 +200,24 @@ class InComposer:
         self.layers_frozen: int | None = None
         self._batch = 0
         optimizer = workload.make_optimizer(list(self.model.parameters()))
-        algorithms = []
+        timed: list[_TimedFreezeOut] = []
+        algorithms: list[Algorithm] = []
         if name == 'freezeout':
             # Each number of units can be a stage, also of a compiled model.
-            algorithms.append(_TimedFreezeOut(max_stages=max(1, len(workload.units) - 1)))
+            timed.append(_TimedFreezeOut(max_stages=max(1, len(workload.units) - 1)))
             times = (0.0, *freeze_times(len(workload.units)))
             self._batch = round(_DURATION * (times[units_frozen] + times[units_frozen + 1]) / 2)
-        elif name == 'layer_freezing':
-            self.layers_frozen = _freeze_as_many(
-                self.model, optimizer, _share(self.model, workload.units, units_frozen)
-            )
-        self._relay = _Relay(algorithms)
+        elif name == 'layer_freezing' and dist.get_world_size() > 1:
+            # Freezes nothing itself: DDP is made as it asks for.
+            algorithms.append(LayerFreezing(freeze_start=1.0))
+        self._relay = _Relay(timed)
         compiling = None if workload.compile_backend is None else {'backend': workload.compile_backend}
         self._trainer = Trainer(
             model=self.model,
             train_dataloader=_Batches(workload.batch, workload.steps),
             max_duration=Time.from_batch(_DURATION),
             optimizers=optimizer,
-            algorithms=algorithms,
+            algorithms=[*timed, *algorithms],
             callbacks=[self._relay],
             device='gpu' if workload.device.type == 'cuda' else 'cpu',
             precision=workload.precision,
@@ -218,6 +226,16 @@ class InComposer:
             log_to_console=False,
             seed=0,
         )
+        if name == 'layer_freezing':
+            # Not before, as in a training: what DDP exchanges has been settled when the first layer freezes.
+            share = _share(self.model, workload.units, units_frozen)
+            self.layers_frozen = _freeze_as_many(self.model, optimizer, share)
+
+    @property
+    def wrapper(self) -> DistributedDataParallel | None:
+        """What exchanges gradients with other processes."""
+        model = self._trainer.state.model
+        return model if isinstance(model, DistributedDataParallel) else None
 
     @property
     def algorithm_seconds(self) -> list[float]:

@@ -12,6 +12,7 @@ import torchvision
 from composer.core import Precision, get_precision_context
 from composer.models import ComposerClassifier
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
 from composer_freezeout import FreezeOut
@@ -58,6 +59,11 @@ class Variant(Protocol):
     @property
     def model(self) -> nn.Module:
         """What is trained."""
+        ...
+
+    @property
+    def wrapper(self) -> DistributedDataParallel | None:
+        """What exchanges its gradients with other processes; None in a single one."""
         ...
 
     def visit(self, probe: Probe) -> None:

@@ -1,8 +1,11 @@
 """What a step costs with units frozen, in five ways: the counts, on the smallest network."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -269,7 +272,7 @@ def test_the_report_is_made_from_the_record_to_the_byte(measured, tmp_path):
         assert (tmp_path / name).read_bytes() == (measured.out / name).read_bytes()
 
 
-def result(**freezeout: float) -> step_result.Result:
+def result(*, processes: int = 1, one_saving: float | None = None, **freezeout: float) -> step_result.Result:
     """Three units, of which no step took any other time than it should have; ``freezeout`` may take longer."""
     steps = {'loop': (0.3, 0.2, 0.1), 'bound': (0.3, 0.19, 0.08), 'layer_freezing': (0.35, 0.3, 0.2)}
     ours = tuple(step + 0.05 + freezeout.get('slower', 0.0) for step in steps['loop'])
@@ -278,10 +281,13 @@ def result(**freezeout: float) -> step_result.Result:
         for frozen, step in enumerate(seconds):
             row = {'variant': name, 'units_frozen': frozen, 'seconds': [[step, step], [step, step]]}
             row['counts'] = {'optimizer_operators': 4, 'peak_memory_bytes': 100 - frozen}
+            if processes > 1:
+                row['counts']['bytes_allreduced'] = 1000 - 100 * frozen
             row |= {'norms_folded': frozen, 'norms_unfolded': 0, 'algorithm_seconds': [50e-6] * 4}
             rows.append(row)
-    settings = {'device': 'cpu', 'compile': None}
-    return step_result.Result({'units': [{}] * 3, 'rows': rows, 'settings': settings})
+    settings = {'device': 'cpu', 'compile': None, 'processes': processes}
+    record = {'units': [{}] * 3, 'rows': rows, 'settings': settings, 'one_saving': one_saving}
+    return step_result.Result(record)
 
 
 def test_bars_on_steps_that_are_known():
@@ -304,6 +310,32 @@ def test_a_run_is_weighted_as_the_schedule_passes_through_it():
     # What FreezeOut costs in each step is lost of what it saves.
     share = step_result.bars(result(slower=0.01))[2]
     assert share.value == pytest.approx((0.3 - mean - 0.01) / (0.3 - mean))
+
+
+def test_two_processes_are_compared_with_one():
+    one = float(result().saving('freezeout')[0])
+    kept, reduced = step_result.bars(result(processes=2, one_saving=one))[-2:]
+    assert kept.name == "share of one process's relative saving that is kept, 2 processes"
+    assert (kept.value, kept.met, reduced.value, reduced.met) == (pytest.approx(1), True, 1, True)
+    # What is added to every step, as by exchanging gradients, makes the relative saving smaller.
+    slower = result(processes=2, one_saving=one, slower=0.1)
+    kept = step_result.bars(slower)[-2]
+    assert (kept.value, kept.met) == (pytest.approx(slower.saving('freezeout')[0] / one), False)
+
+
+def test_more_bytes_than_in_the_loop_miss_the_bar():
+    found = result(processes=2)
+    found.rows['freezeout', 1]['counts']['bytes_allreduced'] = 1000
+    reduced = step_result.bars(found)[-1]
+    assert (reduced.value, reduced.met) == (pytest.approx(10 / 9), False)
+
+
+@pytest.mark.parametrize(
+    ('saving', 'note'), [(None, 'needs --one'), (-0.1, 'nothing was saved in the record of --one')]
+)
+def test_without_a_saving_of_one_process_there_is_no_share(saving, note):
+    kept = step_result.bars(result(processes=2, one_saving=saving))[-2]
+    assert (kept.value, kept.note) == (None, note)
 
 
 def test_a_slow_round_is_no_spread_of_a_ratio():
@@ -352,6 +384,9 @@ def test_what_was_not_measured_has_no_value(measured):
         (['--precision', 'amp_bf16'], '--precision: Composer has no amp_bf16 on a CPU; use fp32'),
         (['--eager', 'nowhere'], '--eager: only a compiled run is compared with an eager one; add --compile'),
         (['--eager', 'nowhere', '--compile'], 'not a record of step_time.py (No such file or directory)'),
+        (['--one', 'nowhere'], '--one: only a run of several processes is compared with one of one process; add'),
+        (['--one', 'nowhere', '--processes', '2'], 'not a record of step_time.py (No such file or directory)'),
+        (['--processes', '2', '--stages', '0,8'], '--stages: 8 of 8 units cannot be frozen; at most 7 can'),
         (['--model', 'vgg16_cifar'], 'vgg16_cifar cannot handle images of 8x8 pixels'),
     ],
 )
@@ -367,6 +402,7 @@ def test_bad_arguments(arguments, message, tmp_path, capsys):
     ('arguments', 'message'),
     [
         (['--repeats', '0', '--out', 'x'], 'must be a whole number above 0'),
+        (['--processes', '0', '--out', 'x'], 'must be a whole number above 0'),
         (['--batch-size', '1', '--out', 'x'], 'must be at least 2'),
         ([], 'one of the arguments --out --plot-only is required'),
     ],
@@ -413,6 +449,122 @@ def test_a_folder_without_a_record(content, tmp_path, capsys):
 )
 def test_stages(text, num_units, stages):
     assert step_time.chosen_stages(text, num_units) == stages
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes, and what they are compared with
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_run(measured, tmp_path) -> Callable[..., Path]:
+    """Writes what might be the record of another run, with 0, 3 and 7 units frozen."""
+
+    def write(threads: int | None = None, **settings: object) -> Path:
+        record = json.loads(json.dumps(measured.record))
+        record['rows'] += [{**row, 'units_frozen': 7} for row in record['rows'] if row['units_frozen'] == 3]
+        record['settings'] |= settings
+        record['environment']['hardware']['threads'] = threads or torch.get_num_threads()
+        folder = tmp_path / 'other'
+        folder.mkdir()
+        (folder / 'step_time.json').write_text(json.dumps(record))
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ('other', 'message'),
+    [
+        ({'batch_size': 8}, 'batch_size 8, not 4; choose a record that differs in processes only'),
+        ({'processes': 3}, 'processes 3, not 1; choose a record that differs in processes only'),
+        ({'threads': 77}, f'threads 77, not {torch.get_num_threads()}; choose'),
+        ({'compile': 'eager'}, "compile 'eager', not None; choose"),
+        ({}, 'was measured at other numbers of frozen units; use --stages 0,3,7'),
+    ],
+)
+def test_another_run_than_that_of_one_process(other, message, other_run, tmp_path, capfd):
+    arguments = ['--processes', '2', '--one', str(other_run(**other)), '--stages', '0,7']
+    assert step_time.main([*SMALL, *arguments, '--out', str(tmp_path / 'out')]) == 2
+    out, error = capfd.readouterr()
+    assert out == ''  # no process was started
+    assert error.startswith('--one: ') and message in error and error.count('\n') == 1
+
+
+def test_another_run_than_that_in_eager_execution(other_run, tmp_path, capfd):
+    arguments = ['--compile', '--eager', str(other_run(optimizer='adamw')), '--out', str(tmp_path / 'out')]
+    assert step_time.main([*SMALL, *arguments]) == 2
+    assert "optimizer 'adamw', not 'sgd'; choose a record that differs in compile only" in capfd.readouterr().err
+
+
+def test_a_record_without_both_ends_tells_no_saving(measured, tmp_path, capsys):
+    arguments = ['--processes', '2', '--one', str(measured.out), '--out', str(tmp_path / 'out')]
+    assert step_time.main([*SMALL, *arguments]) == 2
+    assert 'was not measured with 0 and 7 units frozen\n' in capsys.readouterr().err
+
+
+def test_a_record_of_before_there_were_several_processes(other_run):
+    folder = other_run()
+    record = json.loads((folder / 'step_time.json').read_text())
+    del record['settings']['processes'], record['one_saving']
+    found = step_result.Result(record)
+    assert found.processes == 1
+    assert len(step_result.bars(found)) == 7
+
+
+def test_more_processes_than_were_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    monkeypatch.setattr('torch.distributed.is_initialized', lambda: False)
+    assert step_time.main([*SMALL, '--processes', '2', '--out', str(tmp_path / 'out')]) == 2
+    message = '--processes: must be 3 in 3 processes that a launcher started, got 2\n'
+    assert capsys.readouterr().err == message
+
+
+def test_a_process_that_fails_ends_all_with_its_message(tmp_path, monkeypatch, capfd):
+    script = tmp_path / 'script.py'
+    script.write_text(
+        'import os, sys, time\n'
+        'time.sleep(60 * (os.environ["RANK"] == "0"))\n'
+        'sys.exit(print(f"{sys.argv[1:]} went wrong in {os.environ[\'RANK\']}", file=sys.stderr) or 3)\n'
+    )
+    monkeypatch.setattr(step_time, '__file__', str(script))
+    assert step_time.launch(2, ['--model', 'x y']) != 0
+    assert "['--model', 'x y'] went wrong in 1" in ''.join(capfd.readouterr())
+
+
+@pytest.mark.slow
+def test_two_processes(other_run, tmp_path):
+    one, out = other_run(threads=1), tmp_path / 'out'
+    arguments = [*SMALL, '--stages', '0,3,7', '--processes', '2', '--one', str(one), '--out', str(out)]
+    done = subprocess.run(
+        [sys.executable, 'benchmarks/step_time.py', *arguments],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stdout.count('Round 1 of 2.') == 1
+    assert "share of one process's relative saving that is kept, 2 processes" in done.stdout
+    record = json.loads((out / 'step_time.json').read_text())
+    assert record['settings']['processes'] == 2
+    assert record['one_saving'] == step_result.load_result(one).saving('freezeout')[0]
+    text = (out / 'step_time.md').read_text()
+    assert text.startswith('# Step time: resnet8, 2 processes, each with batches of 4 images of 8², fp32\n')
+    assert '| MB all-reduced |' in text
+    counts = {(row['variant'], row['units_frozen']): row['counts'] for row in record['rows']}
+    units = [unit['parameters'] for unit in record['units']]
+    reduced = {
+        name: [counts[name, k]['bytes_allreduced'] for k in (0, 3, 7)]
+        for name in ('loop', 'bound', 'freezeout', 'layer_freezing')
+    }
+    trained = [4 * sum(units[k:]) for k in (0, 3, 7)]
+    assert reduced['loop'] == reduced['bound'] == reduced['freezeout'] == trained
+    # What DDP exchanges was settled before the first layer froze.
+    assert reduced['layer_freezing'] == [counts['composer', 0]['bytes_allreduced']] * 3 == [trained[0]] * 3
+    # It does freeze: the first three of seven convolutions, then all.
+    assert [counts['layer_freezing', k]['convolution_backwards'] for k in (0, 3, 7)] == [7, 4, 0]
 
 
 @pytest.mark.gpu
