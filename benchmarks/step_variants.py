@@ -20,7 +20,7 @@ from composer import Callback, Trainer
 from composer.algorithms import LayerFreezing
 from composer.algorithms.layer_freezing.layer_freezing import _get_layers, freeze_layers
 from composer.core import Algorithm, Event, State, Time, Timestamp
-from composer.loggers import Logger
+from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from step_workload import Probe, Variant, Workload
 from torch import Tensor, fx, nn
@@ -219,6 +219,8 @@ class InComposer:
             optimizers=optimizer,
             algorithms=[*timed, *algorithms],
             callbacks=[self._relay],
+            # What FreezeOut tells of every batch is part of its time.
+            loggers=[LoggerDestination()],
             device='gpu' if workload.device.type == 'cuda' else 'cpu',
             precision=workload.precision,
             compile_config=compiling,

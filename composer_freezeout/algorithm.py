@@ -317,15 +317,16 @@ class FreezeOut(Algorithm):
 
     def _log(self, done: float, logger: Logger) -> None:
         assert self._freezer is not None
-        logger.log_metrics(
-            {
-                **({'freezeout/compile_seconds': compile_seconds()} if self._compiled else {}),
-                'freezeout/progress': done,
-                'freezeout/units_frozen': self._freezer.units_frozen,
-                'freezeout/fraction_frozen': self._freezer.fraction_frozen,
-                **{_lr_metric(unit): lr for unit, lr in self._freezer.learning_rates().items()},
-            }
-        )
+        metrics = {
+            'freezeout/progress': done,
+            'freezeout/units_frozen': self._freezer.units_frozen,
+            'freezeout/fraction_frozen': self._freezer.fraction_frozen,
+        }
+        if self._compiled:
+            metrics['freezeout/compile_seconds'] = compile_seconds()
+        rates = self._freezer.learning_rates()
+        metrics.update(zip(map(_lr_metric, rates), rates.values(), strict=True))
+        logger.log_metrics(metrics)
 
     # --- set-up
 

@@ -156,8 +156,9 @@ class LayerFreezer:
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of every unit, 0 for those that have left the optimizer."""
-        gone = {unit.name: 0.0 for unit in self.partition.units[: self.groups.units_removed]}
-        return gone | self.groups.learning_rates()
+        rates = {unit.name: 0.0 for unit in self.partition.units[: self.groups.units_removed]}
+        rates.update(self.groups.learning_rates())
+        return rates
 
     def unit_table(self) -> list[dict[str, Any]]:
         """One row per unit: ``name``, ``parameters`` (count), ``t_i`` and ``frozen``."""
