@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from composer_freezeout.cost import interpolated, predicted_saving
-from composer_freezeout.schedule import freeze_times
+from composer_freezeout.compilation import DEFAULT_STAGES
+from composer_freezeout.cost import in_stages, interpolated, predicted_saving
+from composer_freezeout.schedule import freeze_stages, freeze_times
 from composer_freezeout.stats import CONFIDENCE
 
 __all__ = ['RECORD', 'Bar', 'Result', 'bars', 'interval', 'load_result']
 
 RECORD = 'step_time.json'
 _RESAMPLES = 1000
+_WITHOUT_COMPOSER = 'the same without what Composer adds to the loop'
 
 
 @dataclass(frozen=True)
@@ -95,21 +97,37 @@ class Result:
         """Median seconds of a step, shape ``(1 + resamples,)``: of the sample, then of what was drawn from it."""
         return self._medians[variant, frozen]
 
-    def mean_step(self, variant: str) -> np.ndarray:
-        """Seconds of a step, averaged over a run with the default schedule, shape ``(1 + resamples,)``."""
-        times = freeze_times(self.units)
+    def mean_step(self, variant: str, max_stages: int | None = None) -> np.ndarray:
+        """Seconds of a step, averaged over a run with the default schedule, shape ``(1 + resamples,)``.
+
+        Args:
+            variant (str): The variant.
+            max_stages (int, optional): How often units freeze, in ``[1, ∞)``. Default: ``None``, each by itself.
+
+        Returns:
+            np.ndarray: Of the sample, then of what was drawn from it.
+        """
+        times, stages = freeze_times(self.units), freeze_stages(self.units, max_stages)
         steps = np.stack([self.step(variant, frozen) for frozen in self.measured], axis=1)
 
         def mean(sample: np.ndarray) -> float:
             costs = interpolated(dict(zip(self.measured, sample.tolist(), strict=True)), self.units)
-            return costs[0] * (1 - predicted_saving(costs, times))
+            return costs[0] * (1 - predicted_saving(in_stages(costs, stages), times))
 
         return np.array([mean(sample) for sample in steps])
 
-    def saving(self, variant: str) -> np.ndarray:
-        """Share of the time that a variant saves over a run, against Composer or the loop without freezing."""
+    def saving(self, variant: str, max_stages: int | None = None) -> np.ndarray:
+        """Share of the time that a variant saves over a run, against Composer or the loop without freezing.
+
+        Args:
+            variant (str): The variant.
+            max_stages (int, optional): How often units freeze, in ``[1, ∞)``. Default: ``None``, each by itself.
+
+        Returns:
+            np.ndarray: Of the sample, then of what was drawn from it, shape ``(1 + resamples,)``.
+        """
         whole = self.step('loop') if variant in ('loop', 'bound') else self.step('composer')
-        return 1 - self.mean_step(variant) / whole
+        return 1 - self.mean_step(variant, max_stages) / whole
 
     def counts(self, variant: str, frozen: int) -> Mapping[str, int]:
         """What was counted of a step."""
@@ -149,7 +167,7 @@ def bars(result: Result) -> list[Bar]:
         list[Bar]: In the order of the summary.
     """
     every = [_before_freezing(result), _optimizer_calls(result), _share_kept(result), _python_time(result)]
-    return [*every, *_against_bound(result), _memory(result), *_compiled(result), *_several_processes(result)]
+    return [*every, *_against_bound(result), *_memory(result), *_compiled(result), *_several_processes(result)]
 
 
 def _before_freezing(result: Result) -> Bar:
@@ -189,34 +207,41 @@ def _python_time(result: Result) -> Bar:
 
 def _against_bound(result: Result) -> list[Bar]:
     name = 'step with all but the head frozen, against inference with folded BatchNorm and the head'
-    without = 'the same without what Composer adds to a step of the loop'
     last = result.units - 1
     if not result.ends:
-        return [Bar(line, None, None, 0, 1.05, '{:.3f}×', _needs_ends(result)) for line in (name, without)]
+        return [Bar(line, None, None, 0, 1.05, '{:.3f}×', _needs_ends(result)) for line in (name, _WITHOUT_COMPOSER)]
     row = result.rows['bound', last]
     folded = f'{row["norms_folded"]} of {row["norms_folded"] + row["norms_unfolded"]} BatchNorms folded'
     ours, bound = result.step('freezeout', last), result.step('bound', last)
     added = result.step('composer') - result.step('loop')
     return [
         _bar(name, ours / bound, 0, 1.05, '{:.3f}×', folded),
-        _bar(without, (ours - added) / bound, 0, 1.05, '{:.3f}×', f'{1e3 * added[0]:.2f} ms'),
+        _bar(_WITHOUT_COMPOSER, (ours - added) / bound, 0, 1.05, '{:.3f}×', f'{1e3 * added[0]:.2f} ms'),
     ]
 
 
-def _memory(result: Result) -> Bar:
+def _memory(result: Result) -> list[Bar]:
     half = _half(result)
     ours, theirs = (result.counts(variant, half)['peak_memory_bytes'] for variant in ('freezeout', 'loop'))
+    name = 'peak memory with half the units frozen, against the loop'
     note = f'{half} of {result.units} units frozen; {ours / 1e6:.4g} MB and {theirs / 1e6:.4g} MB'
-    return Bar(
-        'peak memory with half the units frozen, against the loop', ours / theirs, None, 0.98, 1.02, '{:.4f}×', note
-    )
+    bar = Bar(name, ours / theirs, None, 0.98, 1.02, '{:.4f}×', note)
+    if 0 not in result.measured:
+        return [bar, Bar(_WITHOUT_COMPOSER, None, None, 0.98, 1.02, '{:.4f}×', 'needs 0 among --stages')]
+    composer, loop = (result.counts(variant, 0)['peak_memory_bytes'] for variant in ('composer', 'loop'))
+    without = (ours - (composer - loop)) / theirs
+    return [bar, Bar(_WITHOUT_COMPOSER, without, None, 0.98, 1.02, '{:.4f}×', f'{(composer - loop) / 1e6:.4g} MB')]
 
 
 def _compiled(result: Result) -> list[Bar]:
     if result.record['settings']['compile'] is None:
         return []
-    name = "share of eager execution's relative saving that is kept, compiled"
-    return [_saving_kept(result, name, 'eager', 'eager')]
+    name = "share of eager execution's relative saving that is kept, compiled, where each unit freezes by itself"
+    default = f'the same in {DEFAULT_STAGES} stages, as by default'
+    return [
+        _saving_kept(result, name, 'eager', 'eager'),
+        _saving_kept(result, default, 'eager', 'eager', DEFAULT_STAGES),
+    ]
 
 
 def _several_processes(result: Result) -> list[Bar]:
@@ -233,13 +258,13 @@ def _several_processes(result: Result) -> list[Bar]:
     ]
 
 
-def _saving_kept(result: Result, name: str, option: str, other: str) -> Bar:
+def _saving_kept(result: Result, name: str, option: str, other: str, max_stages: int | None = None) -> Bar:
     """The relative saving, as a share of that in the record that an option named."""
     saving = result.record[f'{option}_saving']
     note = _why_no_share(result, option, saving)
     if note is not None:
         return Bar(name, None, None, 0.95, np.inf, '{:.1%}', note)
-    return _bar(name, result.saving('freezeout') / saving, 0.95, np.inf, '{:.1%}', f'{other}: {saving:.1%}')
+    return _bar(name, result.saving('freezeout', max_stages) / saving, 0.95, np.inf, '{:.1%}', f'{other}: {saving:.1%}')
 
 
 def _why_no_share(result: Result, option: str, saving: float | None) -> str | None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision
 
+from composer_freezeout.compilation import DEFAULT_STAGES
 from composer_freezeout.schedule import freeze_times
 
 from .networks import DenseNet, ResidualNet, chain
@@ -272,10 +273,10 @@ def test_the_report_is_made_from_the_record_to_the_byte(measured, tmp_path):
         assert (tmp_path / name).read_bytes() == (measured.out / name).read_bytes()
 
 
-def result(*, processes: int = 1, one_saving: float | None = None, **freezeout: float) -> step_result.Result:
+def result(slower: float = 0.0, compile_backend: str | None = None, processes: int = 1, **saving) -> step_result.Result:
     """Three units, of which no step took any other time than it should have; ``freezeout`` may take longer."""
     steps = {'loop': (0.3, 0.2, 0.1), 'bound': (0.3, 0.19, 0.08), 'layer_freezing': (0.35, 0.3, 0.2)}
-    ours = tuple(step + 0.05 + freezeout.get('slower', 0.0) for step in steps['loop'])
+    ours = tuple(step + 0.05 + slower for step in steps['loop'])
     rows = []
     for name, seconds in {**steps, 'freezeout': ours, 'composer': (0.35,)}.items():
         for frozen, step in enumerate(seconds):
@@ -285,21 +286,38 @@ def result(*, processes: int = 1, one_saving: float | None = None, **freezeout: 
                 row['counts']['bytes_allreduced'] = 1000 - 100 * frozen
             row |= {'norms_folded': frozen, 'norms_unfolded': 0, 'algorithm_seconds': [50e-6] * 4}
             rows.append(row)
-    settings = {'device': 'cpu', 'compile': None, 'processes': processes}
-    record = {'units': [{}] * 3, 'rows': rows, 'settings': settings, 'one_saving': one_saving}
+    settings = {'device': 'cpu', 'compile': compile_backend, 'processes': processes}
+    record = {'units': [{}] * 3, 'rows': rows, 'settings': settings, **saving}
     return step_result.Result(record)
 
 
 def test_bars_on_steps_that_are_known():
-    before, calls, share, python, bound, without, memory = step_result.bars(result())
+    before, calls, share, python, bound, without, memory, memory_without = step_result.bars(result())
     assert (before.value, calls.value, share.value) == pytest.approx((1.0, 1.0, 1.0))
-    assert (python.value, memory.value) == pytest.approx((50.0, 1.0))
+    assert (python.value, memory.value, memory_without.value) == pytest.approx((50.0, 1.0, 1.0))
     assert (bound.value, without.value) == pytest.approx((0.15 / 0.08, 0.1 / 0.08))
-    assert [bar.met for bar in (before, calls, share, python, bound, without, memory)] == [
-        *[True] * 4,
-        *[False] * 2,
-        True,
-    ]
+    assert [bar.met for bar in (before, calls, share, python, memory, memory_without)] == [True] * 6
+    assert [bar.met for bar in (bound, without)] == [False] * 2
+
+
+def test_memory_without_what_composer_adds():
+    found = result()
+    for variant, frozen in (('composer', 0), ('freezeout', 1)):
+        found.rows[variant, frozen]['counts']['peak_memory_bytes'] += 5
+    memory, without = step_result.bars(found)[-2:]
+    assert (memory.value, without.value) == pytest.approx((104 / 99, 1.0))
+    assert (memory.met, without.met) == (False, True)
+
+
+def test_compiled_units_that_wait_for_their_stage_save_less():
+    eager = float(result().saving('freezeout')[0])
+    found = result(compile_backend='inductor', eager_saving=eager)
+    each, staged = step_result.bars(found)[-2:]
+    assert each.value == pytest.approx(1)
+    assert staged.value == pytest.approx(found.saving('freezeout', DEFAULT_STAGES)[0] / eager)
+    first, second, _ = freeze_times(3)
+    mean = 0.3 * second + 0.1 * (1 - second)
+    assert found.mean_step('loop', max_stages=1)[0] == pytest.approx(mean)
 
 
 def test_a_run_is_weighted_as_the_schedule_passes_through_it():
@@ -357,7 +375,7 @@ def test_a_slow_round_is_no_spread_of_a_ratio():
 
 def test_what_was_not_measured_has_no_value(measured):
     bars = step_result.bars(step_result.load_result(measured.out))
-    assert [bar.value is None for bar in bars] == [False, False, True, False, True, True, False]
+    assert [bar.value is None for bar in bars] == [False, False, True, False, True, True, False, False]
     assert bars[2].note == 'needs 0 and 7 among --stages'
     assert bars[2].met is None
     text = (measured.out / 'step_time.md').read_text()
@@ -509,7 +527,7 @@ def test_a_record_of_before_there_were_several_processes(other_run):
     del record['settings']['processes'], record['one_saving']
     found = step_result.Result(record)
     assert found.processes == 1
-    assert len(step_result.bars(found)) == 7
+    assert len(step_result.bars(found)) == 8
 
 
 def test_more_processes_than_were_asked_for(tmp_path, monkeypatch, capsys):
