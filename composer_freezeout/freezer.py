@@ -1,6 +1,7 @@
 """FreezeOut on one model and one optimizer, in any training loop."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from torch import nn
@@ -105,6 +106,7 @@ class LayerFreezer:
         initial_factors = schedule.lr_factors(0.0, self.freeze_times, scale_lr)
         self.groups = UnitGroups(optimizer, model, partition.units, initial_factors, schedulers)
         self._sizes = [sum(model.get_parameter(p).numel() for p in unit.parameters) for unit in partition.units]
+        self._shares = [size / sum(self._sizes) for size in accumulate(self._sizes, initial=0)]
 
     def limit_stages(self, max_stages: int | None) -> None:
         """Freezes units in stages from now on.
@@ -125,7 +127,7 @@ class LayerFreezer:
     @property
     def fraction_frozen(self) -> float:
         """Share of the trainable parameters that is frozen, in ``[0, 1)``."""
-        return sum(self._sizes[: self.units_frozen]) / sum(self._sizes)
+        return self._shares[self.units_frozen]
 
     def batch_start(self, progress: float, warmup: float = 0.0) -> bool:
         """Sets the learning rates of the next batch, and freezes the units whose time has come.

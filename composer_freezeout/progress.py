@@ -20,12 +20,18 @@ def progress(state: State) -> float:
     duration, timestamp = state.max_duration, state.timestamp
     if duration is None:
         raise ValueError("max_duration is not set; FreezeOut needs it: pass max_duration='20ep', say, to the Trainer")
-    if duration.unit == TimeUnit.EPOCH:
+    # By identity, and without `timestamp.get`: this is asked in every batch, and units are slow to compare otherwise.
+    unit = duration.unit
+    if unit is TimeUnit.EPOCH:
         batches_per_epoch = _batches_per_epoch(state)
         done = timestamp.epoch.value * batches_per_epoch + timestamp.batch_in_epoch.value
         return done / (duration.value * batches_per_epoch)
-    if duration.unit in (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN):
-        return timestamp.get(duration.unit).value / duration.value
+    if unit is TimeUnit.BATCH:
+        return timestamp.batch.value / duration.value
+    if unit is TimeUnit.SAMPLE:
+        return timestamp.sample.value / duration.value
+    if unit is TimeUnit.TOKEN:
+        return timestamp.token.value / duration.value
     raise ValueError(f'max_duration must be in epochs, batches, samples or tokens (ep, ba, sp, tok), got {duration}')
 
 
