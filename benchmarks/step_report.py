@@ -3,6 +3,7 @@
 Made from the record alone, and the same to the byte each time, given the same version of matplotlib.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 from step_result import Bar, Result, bars, interval
 
-__all__ = ['PLOT', 'SUMMARY', 'summary', 'write_report']
+__all__ = ['PLOT', 'SUMMARY', 'side_by_side', 'summary', 'write_report']
 
 SUMMARY, PLOT = 'step_time.md', 'step_time.png'
 # Without it PNGs name the version of matplotlib, and differ where the picture doesn't.
@@ -70,6 +71,46 @@ def summary(result: Result) -> str:
     return '\n\n'.join(sections) + '\n'
 
 
+def side_by_side(results: Sequence[Result]) -> str:
+    """The bars of several records as one table in Markdown.
+
+    Args:
+        results (Sequence[Result]): The records, at least one.
+
+    Returns:
+        str: A row for each bar, a column for each record.
+    """
+    columns = [{bar.name: bar for bar in bars(result)} for result in results]
+    limits = {name: _limits(bar) for column in columns for name, bar in column.items()}
+    lines = [f'| | bar | {" | ".join(map(_heading, results))} |', '|---' * (2 + len(results)) + '|']
+    for name, limit in limits.items():
+        cells = [_cell(column[name]) if name in column else '' for column in columns]
+        lines.append(f'| {name} | {limit} | {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def _heading(result: Result) -> str:
+    settings = result.record['settings']
+    compiled = ', compiled' if settings['compile'] else ''
+    processes = f', {result.processes} processes' if result.processes > 1 else ''
+    return f'{settings["model"]}, {settings["batch_size"]} × {settings["image_size"]}²{compiled}{processes}'
+
+
+def _cell(bar: Bar) -> str:
+    if bar.value is None:
+        return 'not measured'
+    spread = f' ({" to ".join(bar.form.format(end) for end in bar.interval)})' if bar.interval else ''
+    return f'{bar.form.format(bar.value)}{spread}{"" if bar.met else ", **not met**"}'
+
+
+def _limits(bar: Bar) -> str:
+    limits = [
+        *([f'≥ {bar.form.format(bar.low)}'] if bar.low else []),
+        *([f'≤ {bar.form.format(bar.high)}'] if np.isfinite(bar.high) else []),
+    ]
+    return ', '.join(limits)
+
+
 def _environment(result: Result) -> str:
     environment, settings = result.record['environment'], result.record['settings']
     hardware, versions, git = environment['hardware'], environment['versions'], environment['git']
@@ -91,11 +132,7 @@ def _bar_table(result: Result) -> str:
     for bar in bars(result):
         value = 'not measured' if bar.value is None else bar.form.format(bar.value)
         spread = ' to '.join(bar.form.format(end) for end in bar.interval or ())
-        limits = [
-            *([f'≥ {bar.form.format(bar.low)}'] if bar.low else []),
-            *([f'≤ {bar.form.format(bar.high)}'] if np.isfinite(bar.high) else []),
-        ]
-        lines.append(f'| {bar.name} | {value} | {spread} | {", ".join(limits)} | {_verdict(bar)} | {bar.note} |')
+        lines.append(f'| {bar.name} | {value} | {spread} | {_limits(bar)} | {_verdict(bar)} | {bar.note} |')
     return '\n'.join(lines)
 
 

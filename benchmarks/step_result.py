@@ -17,7 +17,6 @@ __all__ = ['RECORD', 'Bar', 'Result', 'bars', 'interval', 'load_result']
 
 RECORD = 'step_time.json'
 _RESAMPLES = 1000
-_WITHOUT_COMPOSER = 'the same without what Composer adds to the loop'
 
 
 @dataclass(frozen=True)
@@ -207,30 +206,32 @@ def _python_time(result: Result) -> Bar:
 
 def _against_bound(result: Result) -> list[Bar]:
     name = 'step with all but the head frozen, against inference with folded BatchNorm and the head'
+    without = 'the same step without what Composer adds to the loop'
     last = result.units - 1
     if not result.ends:
-        return [Bar(line, None, None, 0, 1.05, '{:.3f}×', _needs_ends(result)) for line in (name, _WITHOUT_COMPOSER)]
+        return [Bar(line, None, None, 0, 1.05, '{:.3f}×', _needs_ends(result)) for line in (name, without)]
     row = result.rows['bound', last]
     folded = f'{row["norms_folded"]} of {row["norms_folded"] + row["norms_unfolded"]} BatchNorms folded'
     ours, bound = result.step('freezeout', last), result.step('bound', last)
     added = result.step('composer') - result.step('loop')
     return [
         _bar(name, ours / bound, 0, 1.05, '{:.3f}×', folded),
-        _bar(_WITHOUT_COMPOSER, (ours - added) / bound, 0, 1.05, '{:.3f}×', f'{1e3 * added[0]:.2f} ms'),
+        _bar(without, (ours - added) / bound, 0, 1.05, '{:.3f}×', f'{1e3 * added[0]:.2f} ms'),
     ]
 
 
 def _memory(result: Result) -> list[Bar]:
     half = _half(result)
     ours, theirs = (result.counts(variant, half)['peak_memory_bytes'] for variant in ('freezeout', 'loop'))
+    without = 'the same memory without what Composer adds to the loop'
     name = 'peak memory with half the units frozen, against the loop'
     note = f'{half} of {result.units} units frozen; {ours / 1e6:.4g} MB and {theirs / 1e6:.4g} MB'
     bar = Bar(name, ours / theirs, None, 0.98, 1.02, '{:.4f}×', note)
     if 0 not in result.measured:
-        return [bar, Bar(_WITHOUT_COMPOSER, None, None, 0.98, 1.02, '{:.4f}×', 'needs 0 among --stages')]
+        return [bar, Bar(without, None, None, 0.98, 1.02, '{:.4f}×', 'needs 0 among --stages')]
     composer, loop = (result.counts(variant, 0)['peak_memory_bytes'] for variant in ('composer', 'loop'))
-    without = (ours - (composer - loop)) / theirs
-    return [bar, Bar(_WITHOUT_COMPOSER, without, None, 0.98, 1.02, '{:.4f}×', f'{(composer - loop) / 1e6:.4g} MB')]
+    rest = (ours - (composer - loop)) / theirs
+    return [bar, Bar(without, rest, None, 0.98, 1.02, '{:.4f}×', f'{(composer - loop) / 1e6:.4g} MB')]
 
 
 def _compiled(result: Result) -> list[Bar]:

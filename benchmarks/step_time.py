@@ -18,7 +18,7 @@ of each is as large as that of a single one, and all take the same turns; times 
 ``composer`` then: LayerFreezing has DDP look for unused parameters in every step.
 
 Beside times there are counts, which are the same on every machine. FOLDER/step_time.json has everything;
-``--plot-only FOLDER`` writes the summary and the plot anew from it.
+``--plot-only FOLDER`` writes the summary and the plot anew from it; ``--table FOLDER …`` prints several side by side.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from composer.utils import dist
 from rich.console import Console
 from runner import Stopped, execute, stoppable
 from step_counts import Clock, compiled_graphs, count_memory, count_step, count_traffic, measure_on_gpu
-from step_report import write_report
+from step_report import side_by_side, write_report
 from step_result import RECORD, Result, bars, load_result
 from step_variants import VARIANTS, InComposer, InLoop, VariantName, make_variant
 from step_workload import OPTIMIZERS, TRANSFORMER, Variant, Workload, make_workload
@@ -410,6 +410,9 @@ def _parser() -> argparse.ArgumentParser:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument('--out', type=Path, metavar='FOLDER', help='folder for the results')
     target.add_argument('--plot-only', type=Path, metavar='FOLDER', help='write summary and plot anew from a record')
+    target.add_argument(
+        '--table', type=Path, nargs='+', metavar='FOLDER', help='print the bars of records side by side, as Markdown'
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace the record that the folder holds')
     return parser
 
@@ -433,6 +436,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = (argument for argument in argv if argument != '--overwrite')
     command = shlex.join(['python', os.path.relpath(__file__), *shown])
     try:
+        if arguments.table is not None:
+            print(side_by_side([load_result(folder) for folder in arguments.table]), end='')
+            return 0
         if arguments.plot_only is None:
             task = prepare(arguments)
             if dist.get_world_size() < arguments.processes:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import step_counts  # noqa: E402
+import step_report  # noqa: E402
 import step_result  # noqa: E402
 import step_time  # noqa: E402
 import step_variants  # noqa: E402
@@ -320,6 +321,31 @@ def test_compiled_units_that_wait_for_their_stage_save_less():
     assert found.mean_step('loop', max_stages=1)[0] == pytest.approx(mean)
 
 
+def test_records_side_by_side(measured, capsys):
+    assert step_time.main(['--table', str(measured.out), str(measured.out)]) == 0
+    heading, rule, *rows = capsys.readouterr().out.splitlines()
+    assert heading == '| | bar | resnet8, 4 × 8² | resnet8, 4 × 8² |'
+    assert rule.count('---') == 4
+    bars = step_result.bars(step_result.load_result(measured.out))
+    assert [row.split(' | ')[0] for row in rows] == [f'| {bar.name}' for bar in bars]
+    assert rows[2].endswith('| ≥ 95.0% | not measured | not measured |')
+    assert '≤ 1.50× | 1.00× | 1.00× |' in rows[1]
+
+
+def test_a_bar_of_one_record_alone_is_empty_beside_another():
+    one, two = result(), result(processes=2, slower=0.3, one_saving=0.5)
+    for found in (one, two):
+        found.record['settings'] |= {'model': 'made', 'batch_size': 2, 'image_size': 8}
+    *_, kept, reduced, end = step_report.side_by_side([one, two]).split('\n')
+    assert end == ''
+    assert kept.startswith("| share of one process's relative saving that is kept, 2 processes | ≥ 95.0% |  | ")
+    assert kept.endswith('%, **not met** |')
+    assert (
+        reduced
+        == '| bytes all-reduced with half the units frozen, against the loop | ≥ 0.9800×, ≤ 1.0200× |  | 1.0000× |'
+    )
+
+
 def test_a_run_is_weighted_as_the_schedule_passes_through_it():
     first, second, _ = freeze_times(3)
     mean = 0.3 * first + 0.2 * (second - first) + 0.1 * (1 - second)
@@ -422,7 +448,7 @@ def test_bad_arguments(arguments, message, tmp_path, capsys):
         (['--repeats', '0', '--out', 'x'], 'must be a whole number above 0'),
         (['--processes', '0', '--out', 'x'], 'must be a whole number above 0'),
         (['--batch-size', '1', '--out', 'x'], 'must be at least 2'),
-        ([], 'one of the arguments --out --plot-only is required'),
+        ([], 'one of the arguments --out --plot-only --table is required'),
     ],
 )
 def test_arguments_that_the_parser_refuses(arguments, message, capsys):
