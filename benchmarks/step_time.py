@@ -120,7 +120,7 @@ class Turns:
             if self.name == 'freezeout':
                 steps = self.variant.algorithm_seconds[WARM_UP_ROUNDS * (UNTIMED + TIMED) :]
                 timed = [s for index, s in enumerate(steps) if index % (UNTIMED + TIMED) >= UNTIMED]
-                row['algorithm_seconds'] = timed
+                row |= {'algorithm_seconds': timed, 'algorithm_seconds_alone': self.variant.algorithm_alone()}
         return {**row, 'seconds': self.seconds}
 
 

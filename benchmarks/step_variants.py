@@ -244,6 +244,29 @@ class InComposer:
         """Seconds of the algorithm in each step so far."""
         return self._relay.algorithm_seconds
 
+    def algorithm_alone(self, times: int = 200) -> list[float]:
+        """Seconds of FreezeOut for the events of a step, with nothing computed between them.
+
+        Computation on a CPU empties its caches, which on a GPU it doesn't.
+
+        Args:
+            times (int): How often, in ``[1, ∞)``.
+
+        Returns:
+            list[float]: As many.
+        """
+        state, logger = self._trainer.state, self._trainer.logger
+        self._rewind(state)
+        seconds = []
+        for algorithm in self._relay.algorithms:
+            for _ in range(times):
+                start = time.perf_counter()
+                for event in self._relay.events:
+                    if FreezeOut.match(algorithm, event, state):
+                        FreezeOut.apply(algorithm, event, state, logger)
+                seconds.append(time.perf_counter() - start)
+        return seconds
+
     def synchronizations(self) -> int:
         """How often FreezeOut waits for the GPU in the steps of a visit, in ``[0, ∞)``."""
         for algorithm in self._relay.algorithms:
@@ -257,14 +280,16 @@ class InComposer:
     def visit(self, probe: Probe) -> None:
         """Does the steps of a visit."""
         self._relay.probe = probe
-        state = self._trainer.state
-        state.max_duration = Time.from_batch(_DURATION)
-        state.timestamp = Timestamp(batch=self._batch)
+        self._rewind(self._trainer.state)
         self._trainer.fit()
 
     def close(self) -> None:
         """Ends the Trainer."""
         self._trainer.close()
+
+    def _rewind(self, state: State) -> None:
+        state.max_duration = Time.from_batch(_DURATION)
+        state.timestamp = Timestamp(batch=self._batch)
 
 
 class _Batches:
@@ -287,15 +312,21 @@ class _TimedFreezeOut(FreezeOut):
 
     Attributes:
         seconds (float): Since it was last set.
+        events (list[Event]): Likewise, of which it was told.
         synchronizations (int, optional): How often it waited for the GPU; None as long as that isn't counted.
     """
 
     seconds = 0.0
     synchronizations: int | None = None
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.events: list[Event] = []
+
     def match(self, event: Event, state: State) -> bool:
         if event == Event.FIT_END:
             return False
+        self.events.append(event)
         start = time.perf_counter()
         matches = super().match(event, state)
         self.seconds += time.perf_counter() - start
@@ -328,6 +359,7 @@ class _Relay(Callback):
     def __init__(self, algorithms: Sequence[_TimedFreezeOut]) -> None:
         self.probe = Probe()
         self.algorithm_seconds: list[float] = []
+        self.events: list[Event] = []  # of the last step
         self.algorithms = algorithms
         self._hooked = False
 
@@ -349,6 +381,7 @@ class _Relay(Callback):
         for algorithm in self.algorithms:
             self.algorithm_seconds.append(algorithm.seconds)
             algorithm.seconds = 0.0
+            self.events, algorithm.events = algorithm.events, []
         if state.timestamp.batch_in_epoch == state.dataloader_len:
             state.stop_training()
 

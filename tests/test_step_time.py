@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
+from composer.core import Event
 
 from composer_freezeout.compilation import DEFAULT_STAGES
 from composer_freezeout.schedule import freeze_times
@@ -90,6 +91,7 @@ def test_every_variant_was_timed_at_every_stage(measured):
         assert [len(seconds) for seconds in row['seconds']] == [2, 2]
         assert all(seconds > 0 for turn in row['seconds'] for seconds in turn)
     assert [len(measured.rows['freezeout', k]['algorithm_seconds']) for k in STAGES] == [4, 4]
+    assert [len(measured.rows['freezeout', k]['algorithm_seconds_alone']) for k in STAGES] == [200, 200]
 
 
 def test_the_record_says_what_was_measured_and_where(measured):
@@ -198,6 +200,17 @@ def test_freezeout_is_held_at_a_number_of_units(units_frozen):
         assert torch.equal(*(norm.running_mean for norm in norms))
 
 
+def test_the_events_of_a_step_alone():
+    variant = step_variants.InComposer(workload(), 'freezeout', 3)
+    variant.visit(step_workload.Probe())
+    told = variant._relay.events
+    assert [told.count(event) for event in (Event.BATCH_START, Event.BEFORE_FORWARD, Event.BATCH_END)] == [1, 1, 1]
+    assert not {Event.FIT_START, Event.EPOCH_START, Event.EPOCH_END} & {*told}
+    seconds = variant.algorithm_alone(3)
+    variant.close()
+    assert len(seconds) == 3 and min(seconds) > 0
+
+
 def test_learning_rates_of_units_differ_as_in_training():
     """With equal ones, units could be stepped together that are not in training."""
     variant = step_variants.InComposer(workload(), 'freezeout', 0)
@@ -285,7 +298,8 @@ def result(slower: float = 0.0, compile_backend: str | None = None, processes: i
             row['counts'] = {'optimizer_operators': 4, 'peak_memory_bytes': 100 - frozen}
             if processes > 1:
                 row['counts']['bytes_allreduced'] = 1000 - 100 * frozen
-            row |= {'norms_folded': frozen, 'norms_unfolded': 0, 'algorithm_seconds': [50e-6] * 4}
+            row |= {'norms_folded': frozen, 'norms_unfolded': 0}
+            row |= {'algorithm_seconds': [50e-6] * 4, 'algorithm_seconds_alone': [20e-6] * 4}
             rows.append(row)
     settings = {'device': 'cpu', 'compile': compile_backend, 'processes': processes}
     record = {'units': [{}] * 3, 'rows': rows, 'settings': settings, **saving}
@@ -293,11 +307,12 @@ def result(slower: float = 0.0, compile_backend: str | None = None, processes: i
 
 
 def test_bars_on_steps_that_are_known():
-    before, calls, share, python, bound, without, memory, memory_without = step_result.bars(result())
+    before, calls, share, python, alone, bound, without, memory, memory_without = step_result.bars(result())
     assert (before.value, calls.value, share.value) == pytest.approx((1.0, 1.0, 1.0))
-    assert (python.value, memory.value, memory_without.value) == pytest.approx((50.0, 1.0, 1.0))
+    assert (python.value, alone.value) == pytest.approx((50.0, 20.0))
+    assert (memory.value, memory_without.value) == pytest.approx((1.0, 1.0))
     assert (bound.value, without.value) == pytest.approx((0.15 / 0.08, 0.1 / 0.08))
-    assert [bar.met for bar in (before, calls, share, python, memory, memory_without)] == [True] * 6
+    assert [bar.met for bar in (before, calls, share, python, alone, memory, memory_without)] == [True] * 7
     assert [bar.met for bar in (bound, without)] == [False] * 2
 
 
@@ -401,7 +416,7 @@ def test_a_slow_round_is_no_spread_of_a_ratio():
 
 def test_what_was_not_measured_has_no_value(measured):
     bars = step_result.bars(step_result.load_result(measured.out))
-    assert [bar.value is None for bar in bars] == [False, False, True, False, True, True, False, False]
+    assert [bar.value is None for bar in bars] == [False, False, True, False, False, True, True, False, False]
     assert bars[2].note == 'needs 0 and 7 among --stages'
     assert bars[2].met is None
     text = (measured.out / 'step_time.md').read_text()
@@ -553,7 +568,7 @@ def test_a_record_of_before_there_were_several_processes(other_run):
     del record['settings']['processes'], record['one_saving']
     found = step_result.Result(record)
     assert found.processes == 1
-    assert len(step_result.bars(found)) == 8
+    assert len(step_result.bars(found)) == 9
 
 
 def test_more_processes_than_were_asked_for(tmp_path, monkeypatch, capsys):
