@@ -1,4 +1,5 @@
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from composer.models import ComposerModel
 from composer_freezeout import FreezeOut
 from composer_freezeout.config import ModelConfig
 from composer_freezeout.cost import (
+    in_stages,
     interpolated,
     largest_saving,
     paper_costs,
@@ -18,7 +20,7 @@ from composer_freezeout.cost import (
 from composer_freezeout.flops import step_flops_by_units_frozen, unit_flops
 from composer_freezeout.models import build_model
 from composer_freezeout.predict import freezeout_saving, partition_for
-from composer_freezeout.schedule import freeze_times
+from composer_freezeout.schedule import freeze_stages, freeze_times
 
 
 def test_saving_is_the_time_spent_at_each_cost():
@@ -221,3 +223,13 @@ def test_the_inverse_with_units_that_cost_more():
     assert saving(t_0) == pytest.approx(0.1, abs=1e-12)
     assert t_0 > solve_t_0(saving_by_t_0(costs, times(5, 'squared')), 0.1)
     assert saving(1.0) == 0
+
+
+@pytest.mark.parametrize(('num_units', 'kept'), [(20, (0.82, 0.93, 0.97)), (56, (0.79, 0.90, 0.94))])
+def test_what_stages_keep_of_the_saving_is_as_documented(num_units, kept):
+    costs, times = [float(num_units - frozen) for frozen in range(num_units)], freeze_times(num_units)
+    whole = predicted_saving(costs, times)
+    shares = [predicted_saving(in_stages(costs, freeze_stages(num_units, most)), times) / whole for most in (4, 8, 12)]
+    assert tuple(round(share, 2) for share in shares) == kept
+    text = (Path(__file__).parent.parent / 'docs' / 'speed.md').read_text(encoding='utf-8')
+    assert all(f'{share:.0%}'.replace('%', ' %') in text for share in shares)
