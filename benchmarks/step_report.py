@@ -202,6 +202,8 @@ def _notes(result: Result) -> str:
         f'With {last} units frozen, {bound["norms_folded"]} BatchNorms of `bound` are folded into a convolution'
         f'{unfolded if bound["norms_unfolded"] else ""}; `layer_freezing` has {layers["layers_frozen"]} layers frozen.',
     ]
+    if result.record['memory_kept']:
+        lines.append('The C library was told to keep freed memory.')
     if result.processes > 1:
         lines.append(
             'Times are those of the first process. All-reduced bytes are those of gradients; the statistics that DDP'

@@ -22,6 +22,7 @@ Beside times there are counts, which are the same on every machine. FOLDER/step_
 """
 
 import argparse
+import ctypes
 import gc
 import math
 import os
@@ -49,6 +50,8 @@ from composer_freezeout.profile import counts_to_measure
 from composer_freezeout.record import environment, json_safe, write_json
 
 FORMAT = 1
+# Of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 # Steps of a turn: those thrown away, and those timed.
 UNTIMED, TIMED = 1, 2
 # Each variant may freeze, compile, and make the optimizer's state; the second round compiles what a freeze made void.
@@ -177,6 +180,21 @@ def measure(workload: Workload, frozen: Sequence[int], rounds: int, seed: int, c
         assert turn.variant is not None
         turn.variant.close()
     return {'rows': rows, 'graphs_while_timed': compiled_graphs() - graphs}
+
+
+def keep_memory() -> bool:
+    """Has the C library keep the memory of freed tensors, instead of returning it to the system and asking for it anew.
+
+    When it does so depends on what happens to lie behind them: variants that do the same would differ by a tenth.
+
+    Returns:
+        bool: Whether it can be told so; only GNU's can.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def chosen_stages(text: str | None, num_units: int) -> list[int]:
@@ -342,6 +360,7 @@ def run(task: Task, arguments: argparse.Namespace, command: str, console: Consol
             }
             for unit in workload.units
         ],
+        'memory_kept': keep_memory(),
         'eager_saving': task.eager_saving,
         'one_saving': task.one_saving,
         **measure(workload, task.frozen, rounds, arguments.seed, console),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -304,6 +305,18 @@ def result(slower: float = 0.0, compile_backend: str | None = None, processes: i
     settings = {'device': 'cpu', 'compile': compile_backend, 'processes': processes}
     record = {'units': [{}] * 3, 'rows': rows, 'settings': settings, **saving}
     return step_result.Result(record)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason="another C library than GNU's")
+def test_large_tensors_are_made_of_memory_that_is_there(measured):
+    import resource
+
+    assert measured.record['memory_kept']
+    assert step_time.keep_memory()
+    torch.ones(8_000_000)  # 32 MB, which are returned to the system otherwise
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(8_000_000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000  # of 7,800 pages
 
 
 def test_bars_on_steps_that_are_known():
