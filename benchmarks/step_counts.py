@@ -3,7 +3,7 @@
 import gc
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -112,15 +112,18 @@ class _Graph(Probe):
 class _Memory(TorchDispatchMode):
     """Follows the memory of the tensors that operators make, as long as anything holds them.
 
+    Args:
+        present (Iterable[Tensor]): Tensors that are there already; views of them take no memory.
+
     Attributes:
         bytes (int): Held now.
         peak (int): The most that was held since it was last set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, present: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.bytes = self.peak = 0
-        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in present)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -223,7 +226,7 @@ def count_memory(make: Callable[[Workload], Variant], workload: Workload) -> dic
         dict[str, int]: ``peak_memory_bytes`` of weights, optimizer and step.
     """
     gc.collect()
-    with _Memory() as memory:
+    with _Memory([*workload.batch, *workload.model.parameters(), *workload.model.buffers()]) as memory:
         variant = make(replace(workload, compile_backend=None))
         variant.visit(Probe())
         memory.peak = memory.bytes

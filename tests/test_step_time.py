@@ -131,13 +131,15 @@ def test_what_the_backward_pass_needs_is_as_in_the_loop(measured, count):
 
 
 def test_memory_is_counted_as_long_as_something_holds_it():
-    with step_counts._Memory() as memory:
+    present = torch.ones(50)
+    with step_counts._Memory([present]) as memory:
+        views = present.split(10)
         first = torch.ones(1000)
         second = first.view(10, 100) + 1
         assert memory.bytes == memory.peak == 8000
         first = second.t()
         assert (memory.bytes, memory.peak) == (4000, 8000)
-        del first, second
+        del first, second, views
         assert (memory.bytes, memory.peak) == (0, 8000)
 
 
