@@ -118,10 +118,12 @@ def _environment(result: Result) -> str:
     threads = f'{hardware["threads"]} thread{"s" if hardware["threads"] > 1 else ""}{each}'
     device = hardware['gpu'] if result.on_gpu else f'{hardware["cpu"]}, {threads}'
     code = f'commit {git["commit"][:10]}{" with changes" if git["dirty"] else ""}' if git else 'no repository'
-    rounds, steps = np.shape(result.record['rows'][0]['seconds'])
+    restarts, rounds, steps = np.shape(result.record['rows'][0]['seconds'])
+    anew = f', made anew {restarts} times' if restarts > 1 else ''
+    times = restarts * rounds
     return (
-        f'{device}; torch {versions["torch"]}, Composer {versions["composer"]}; {code}. {rounds} '
-        f'round{"s" if rounds > 1 else ""} of {steps} steps for each variant and number of frozen units, of '
+        f'{device}; torch {versions["torch"]}, Composer {versions["composer"]}; {code}. {times} '
+        f'round{"s" if times > 1 else ""} of {steps} steps{anew}, for each variant and number of frozen units, of '
         f'{result.units} units, in random order; optimizer: {settings["optimizer"]}.\n\n'
         f'```\n{result.record["command"]}\n```'
     )

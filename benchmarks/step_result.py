@@ -50,8 +50,8 @@ class Bar:
 class Result:
     """A record, with the questions that are asked of it.
 
-    Spreads are by bootstrap: rounds, in each of which all variants had their turn, are drawn with replacement, the same
-    for all variants. So what made a round slow for all of them is no spread of a ratio.
+    Spreads are by bootstrap: restarts are drawn with replacement, and of each of them rounds, in which all variants had
+    their turn, the same for all variants. So what made a round slow for all of them is no spread of a ratio.
 
     Args:
         record (Mapping[str, Any]): Content of the record's file.
@@ -68,12 +68,14 @@ class Result:
         self.rows = {(row['variant'], row['units_frozen']): row for row in record['rows']}
         self.measured = sorted({frozen for _, frozen in self.rows})
         self.seconds = {key: np.asarray(row['seconds']) for key, row in self.rows.items()}
-        rounds = len(record['rows'][0]['seconds'])
+        restarts, rounds, _ = self.seconds[record['rows'][0]['variant'], record['rows'][0]['units_frozen']].shape
+        generator = np.random.default_rng(0)
         # The sample itself comes first.
-        draws = np.random.default_rng(0).integers(rounds, size=(_RESAMPLES, rounds))
-        self._draws = np.vstack([np.arange(rounds), draws])
+        drawn = np.vstack([np.arange(restarts), generator.integers(restarts, size=(_RESAMPLES, restarts))])
+        within = generator.integers(rounds, size=(_RESAMPLES, restarts, rounds))
+        within = np.concatenate([np.broadcast_to(np.arange(rounds), (1, restarts, rounds)), within])
         self._medians = {
-            key: np.median(seconds[self._draws].reshape(len(self._draws), -1), axis=1)
+            key: np.median(seconds[drawn[:, :, None], within].reshape(len(drawn), -1), axis=1)
             for key, seconds in self.seconds.items()
         }
 

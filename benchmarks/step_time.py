@@ -8,7 +8,8 @@ is the same with all that needs no gradient as an inference graph, BatchNorm fol
 parameters frozen as Composer's LayerFreezing freezes them; ``composer`` has no algorithm.
 
 All of them and all ``k`` take turns in one process, in an order that is random in each round, so that a machine that
-slows down slows them all. A turn is a step that is thrown away and two that are timed, each up to the end of what it
+slows down slows them all. On the way they are made anew a few times: where one lies in memory makes some of its speed.
+A turn is a step that is thrown away and two that are timed, each up to the end of what it
 has enqueued on the device. Data are in memory before a step begins. With 0 units frozen ``bound`` is ``loop``, and
 ``layer_freezing`` is ``composer``: their difference shows the noise.
 
@@ -88,16 +89,19 @@ class Turns:
     Attributes:
         name (VariantName): The variant.
         units_frozen (int): In ``[0, n)``.
-        counts (dict[str, int]): What was counted of a step.
-        seconds (list[list[float]]): Of each timed step, by round.
-        variant (Variant, optional): Once it has been made.
+        row (dict[str, Any]): What the record says of it.
+        variant (Variant, optional): As long as there is one.
     """
 
     name: VariantName
     units_frozen: int
-    counts: dict[str, int]
-    seconds: list[list[float]]
+    row: dict[str, Any]
     variant: Variant | None = None
+
+    def begin(self, workload: Workload) -> None:
+        """Makes the variant."""
+        self.variant = make_variant(workload, self.name, self.units_frozen)
+        self.row['seconds'].append([])
 
     def visit(self, device: torch.device) -> list[float]:
         """Takes a turn.
@@ -113,27 +117,35 @@ class Turns:
         self.variant.visit(clock)
         return clock.seconds[UNTIMED:]
 
-    def row(self) -> dict[str, Any]:
-        """What the record says of it."""
-        row: dict[str, Any] = {'variant': self.name, 'units_frozen': self.units_frozen, 'counts': self.counts}
+    def end(self) -> None:
+        """Notes what the variant says of itself, and ends it."""
         if isinstance(self.variant, InLoop):
-            row |= {'norms_folded': self.variant.norms_folded, 'norms_unfolded': self.variant.norms_unfolded}
+            self.row |= {'norms_folded': self.variant.norms_folded, 'norms_unfolded': self.variant.norms_unfolded}
         if isinstance(self.variant, InComposer):
-            row |= {'layers_frozen': self.variant.layers_frozen}
+            self.row |= {'layers_frozen': self.variant.layers_frozen}
             if self.name == 'freezeout':
                 steps = self.variant.algorithm_seconds[WARM_UP_ROUNDS * (UNTIMED + TIMED) :]
                 timed = [s for index, s in enumerate(steps) if index % (UNTIMED + TIMED) >= UNTIMED]
-                row |= {'algorithm_seconds': timed, 'algorithm_seconds_alone': self.variant.algorithm_alone()}
-        return {**row, 'seconds': self.seconds}
+                for key, seconds in (
+                    ('algorithm_seconds', timed),
+                    ('algorithm_seconds_alone', self.variant.algorithm_alone()),
+                ):
+                    self.row.setdefault(key, []).extend(seconds)
+        assert self.variant is not None
+        self.variant.close()
+        self.variant = None
 
 
-def measure(workload: Workload, frozen: Sequence[int], rounds: int, seed: int, console: Console) -> dict[str, Any]:
+def measure(
+    workload: Workload, frozen: Sequence[int], restarts: int, rounds: int, seed: int, console: Console
+) -> dict[str, Any]:
     """Counts and times all variants.
 
     Args:
         workload (Workload): What is trained.
         frozen (Sequence[int]): Numbers of frozen units, each in ``[0, n)``.
-        rounds (int): How many turns each variant has, in ``[1, ∞)``.
+        restarts (int): How often each variant is made, in ``[1, ∞)``.
+        rounds (int): How many turns each has every time, in ``[1, ∞)``.
         seed (int): Of the order.
         console (Console): Where progress is told.
 
@@ -151,10 +163,32 @@ def measure(workload: Workload, frozen: Sequence[int], rounds: int, seed: int, c
         counts |= (measure_on_gpu if workload.device.type == 'cuda' else count_memory)(make, workload)
         if dist.get_world_size() > 1:
             counts |= count_traffic(make, workload)
-        turns.append(Turns(name, k, counts, []))
-    console.print('Warming up.', highlight=False)
-    for turn in turns:
-        turn.variant = make_variant(workload, turn.name, turn.units_frozen)
+        turns.append(Turns(name, k, {'variant': name, 'units_frozen': k, 'counts': counts, 'seconds': []}))
+    graphs, shuffler = 0, random.Random(seed)
+    for restart in range(restarts):
+        console.print(f'Warming up, {restart + 1} of {restarts}.', highlight=False)
+        # Where a variant lies in memory makes some of its speed.
+        for turn in shuffler.sample(turns, len(turns)):
+            turn.begin(workload)
+        _warm_up(turns, workload)
+        before = compiled_graphs()
+        for number in range(rounds):
+            console.print(f'Round {number + 1} of {rounds}.', highlight=False)
+            # Collecting garbage takes long where there are so many objects, and would hit steps at random.
+            gc.collect()
+            gc.disable()
+            try:
+                for turn in shuffler.sample(turns, len(turns)):
+                    turn.row['seconds'][-1].append(turn.visit(workload.device))
+            finally:
+                gc.enable()
+        graphs += compiled_graphs() - before
+        for turn in turns:
+            turn.end()
+    return {'rows': [turn.row for turn in turns], 'graphs_while_timed': graphs}
+
+
+def _warm_up(turns: Sequence[Turns], workload: Workload) -> None:
     for _ in range(WARM_UP_ROUNDS):
         # FreezeOut does so for the whole process when units freeze, which they all have done before the last round.
         torch.compiler.reset()
@@ -162,24 +196,7 @@ def measure(workload: Workload, frozen: Sequence[int], rounds: int, seed: int, c
             before = compiled_graphs()
             turn.visit(workload.device)
             if workload.compile_backend is not None:
-                turn.counts['graphs'] = compiled_graphs() - before
-    graphs = compiled_graphs()
-    shuffler = random.Random(seed)
-    for number in range(rounds):
-        console.print(f'Round {number + 1} of {rounds}.', highlight=False)
-        # Collecting garbage takes long where there are so many objects, and would hit steps at random.
-        gc.collect()
-        gc.disable()
-        try:
-            for turn in shuffler.sample(turns, len(turns)):
-                turn.seconds.append(turn.visit(workload.device))
-        finally:
-            gc.enable()
-    rows = [turn.row() for turn in turns]
-    for turn in turns:
-        assert turn.variant is not None
-        turn.variant.close()
-    return {'rows': rows, 'graphs_while_timed': compiled_graphs() - graphs}
+                turn.row['counts']['graphs'] = compiled_graphs() - before
 
 
 def keep_memory() -> bool:
@@ -347,7 +364,7 @@ def run(task: Task, arguments: argparse.Namespace, command: str, console: Consol
     if arguments.compile is not None:
         # Every variant compiles the same functions, and torch would soon give up on them.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
-    rounds = math.ceil(arguments.repeats / TIMED)
+    rounds = math.ceil(arguments.repeats / TIMED / arguments.restarts)
     record = {
         'format': FORMAT,
         'command': command,
@@ -363,7 +380,7 @@ def run(task: Task, arguments: argparse.Namespace, command: str, console: Consol
         'memory_kept': keep_memory(),
         'eager_saving': task.eager_saving,
         'one_saving': task.one_saving,
-        **measure(workload, task.frozen, rounds, arguments.seed, console),
+        **measure(workload, task.frozen, arguments.restarts, rounds, arguments.seed, console),
     }
     if dist.get_global_rank() == 0:
         write_json(arguments.out / RECORD, json_safe(record))
@@ -425,6 +442,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--one', type=Path, metavar='FOLDER', help='record of one process to compare several with')
     parser.add_argument('--stages', metavar='K,K,…', help='numbers of frozen units, or how many, evenly spread (10)')
     parser.add_argument('--repeats', type=_count, default=20, metavar='N', help='timed steps of each (20)')
+    parser.add_argument(
+        '--restarts',
+        type=_count,
+        default=4,
+        metavar='N',
+        help='how often each is made anew and warmed up on the way (4)',
+    )
     parser.add_argument('--seed', type=int, default=17, help='of weights, images and the order of turns (17)')
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument('--out', type=Path, metavar='FOLDER', help='folder for the results')

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -32,7 +33,20 @@ import step_time  # noqa: E402
 import step_variants  # noqa: E402
 import step_workload  # noqa: E402
 
-SMALL = ['--model', 'resnet8', '--image-size', '8', '--batch-size', '4', '--device', 'cpu', '--repeats', '3']
+SMALL = [
+    '--model',
+    'resnet8',
+    '--image-size',
+    '8',
+    '--batch-size',
+    '4',
+    '--device',
+    'cpu',
+    '--repeats',
+    '3',
+    '--restarts',
+    '2',
+]
 STAGES = (0, 3)
 
 
@@ -88,17 +102,17 @@ def test_every_variant_was_timed_at_every_stage(measured):
     frozen = [(name, k) for name in ('loop', 'bound', 'freezeout', 'layer_freezing') for k in STAGES]
     assert sorted(measured.rows) == sorted([*frozen, ('composer', 0)])
     for row in measured.rows.values():
-        # Three repeats are two turns of two timed steps.
-        assert [len(seconds) for seconds in row['seconds']] == [2, 2]
-        assert all(seconds > 0 for turn in row['seconds'] for seconds in turn)
+        seconds = np.asarray(row['seconds'])
+        assert seconds.shape == (2, 1, 2)  # restarts, rounds, steps
+        assert seconds.min() > 0
     assert [len(measured.rows['freezeout', k]['algorithm_seconds']) for k in STAGES] == [4, 4]
-    assert [len(measured.rows['freezeout', k]['algorithm_seconds_alone']) for k in STAGES] == [200, 200]
+    assert [len(measured.rows['freezeout', k]['algorithm_seconds_alone']) for k in STAGES] == [400, 400]
 
 
 def test_the_record_says_what_was_measured_and_where(measured):
     assert measured.record['command'] == (
         'python benchmarks/step_time.py --model resnet8 --image-size 8 --batch-size 4 --device cpu --repeats 3 '
-        f'--stages 0,3 --out {measured.out}'
+        f'--restarts 2 --stages 0,3 --out {measured.out}'
     )
     assert measured.record['settings']['model'] == 'resnet8'
     assert set(measured.record['environment']) == {'versions', 'hardware', 'git'}
@@ -297,7 +311,7 @@ def result(slower: float = 0.0, compile_backend: str | None = None, processes: i
     rows = []
     for name, seconds in {**steps, 'freezeout': ours, 'composer': (0.35,)}.items():
         for frozen, step in enumerate(seconds):
-            row = {'variant': name, 'units_frozen': frozen, 'seconds': [[step, step], [step, step]]}
+            row = {'variant': name, 'units_frozen': frozen, 'seconds': [[[step, step], [step, step]]] * 2}
             row['counts'] = {'optimizer_operators': 4, 'peak_memory_bytes': 100 - frozen}
             if processes > 1:
                 row['counts']['bytes_allreduced'] = 1000 - 100 * frozen
@@ -415,7 +429,7 @@ def test_without_a_saving_of_one_process_there_is_no_share(saving, note):
 def test_a_slow_round_is_no_spread_of_a_ratio():
     steady, slow = result(), result()
     for seconds in slow.seconds.values():
-        seconds[1] *= 3
+        seconds[:, 1] *= 3
     slow = step_result.Result(
         {
             **slow.record,
@@ -427,6 +441,17 @@ def test_a_slow_round_is_no_spread_of_a_ratio():
     )
     assert step_result.bars(slow)[0].interval is None
     assert step_result.interval(slow.step('loop')) != step_result.interval(steady.step('loop'))
+
+
+def test_a_slow_restart_of_one_variant_is_spread():
+    found = result()
+    rows = [{**row, 'seconds': np.asarray(row['seconds'])} for row in found.record['rows']]
+    for row in rows:
+        if row['variant'] == 'composer':
+            row['seconds'] = row['seconds'] * np.array([1.0, 1.1]).reshape(2, 1, 1)
+        row['seconds'] = row['seconds'].tolist()
+    before = step_result.bars(step_result.Result({**found.record, 'rows': rows}))[0]
+    assert before.interval == pytest.approx((1 / 1.1, 1.0))
 
 
 def test_what_was_not_measured_has_no_value(measured):
