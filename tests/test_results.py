@@ -41,6 +41,20 @@ def test_the_summary_of_steps_regenerates_to_the_byte(folder, tmp_path):
             assert path.read_bytes() == (folder / path.name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    'names',
+    [
+        ['resnet20', 'resnet56', 'resnet50', 'densenet_bc', 'vit_small'],
+        ['resnet20_one', 'resnet20_two', 'resnet20_compiled'],
+    ],
+    ids='-'.join,
+)
+def test_the_docs_show_the_records_of_steps(names):
+    folders = {folder.name.removeprefix('step_time-').rsplit('-cpu', 1)[0]: folder for folder in STEPS}
+    table = step_report.side_by_side([step_result.load_result(folders[name]) for name in names])
+    assert table in (ROOT / 'docs' / 'speed.md').read_text(encoding='utf-8')
+
+
 @pytest.mark.parametrize('folder', RESULTS, ids=lambda folder: folder.name)
 def test_a_folder_is_named_after_family_device_and_first_day(folder):
     comparison = load(folder)
