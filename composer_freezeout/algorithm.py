@@ -111,9 +111,9 @@ class FreezeOut(Algorithm):
         const_time (bool, optional): Whether to lengthen the training, so that it takes the time that it would take
             without FreezeOut: ``max_duration`` is divided by ``1 - s`` at the first batch, where ``s`` is the share of
             the FLOPs that freezing saves. Default: ``False``.
-        fold_batchnorm (bool, optional): Whether the BatchNorm of a frozen prefix is folded into the convolution before
-            it, while the model trains: faster, and equal to rounding. Compiled and sharded models run unfolded.
-            Default: ``True``.
+        fuse_frozen (bool, optional): Whether a frozen prefix runs with the operators of inference while the model
+            trains: BatchNorm folded into the convolution before it, attention without dropout in one operator. Faster,
+            and equal to rounding. Compiled and sharded models run as they are. Default: ``True``.
         unit_costs (Sequence[float], optional): What freezing each unit saves of a step, in any unit of cost, one number
             per unit, first unit first; the last one, which never freezes, is not used. Expensive units then freeze
             earlier and cheap ones later, with the same mean, and none before the paper's first. Not the paper's
@@ -137,11 +137,11 @@ class FreezeOut(Algorithm):
         t_warmup: str | Time | None = None,
         max_stages: int | None = None,
         const_time: bool = False,
-        fold_batchnorm: bool = True,
+        fuse_frozen: bool = True,
         unit_costs: Sequence[float] | None = None,
         cost_shift: float = COST_SHIFT,
     ) -> None:
-        check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fold_batchnorm, unit_costs, cost_shift)
+        check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fuse_frozen, unit_costs, cost_shift)
         self.t_0 = t_0
         self.how_scale: HowScale = how_scale
         self.scale_lr = scale_lr
@@ -156,7 +156,7 @@ class FreezeOut(Algorithm):
         if not isinstance(const_time, bool):
             raise TypeError(f'const_time must be True or False, got {const_time!r}')
         self.const_time = const_time
-        self.fold_batchnorm = fold_batchnorm
+        self.fuse_frozen = fuse_frozen
         self.unit_costs = None if unit_costs is None else list(unit_costs)
         self.cost_shift = cost_shift
         self._stretch: float | None = None
@@ -169,7 +169,7 @@ class FreezeOut(Algorithm):
         self._loaded: Saved | None = None
 
     def __repr__(self) -> str:
-        arguments = {**self._settings(), 'fold_batchnorm': self.fold_batchnorm}
+        arguments = {**self._settings(), 'fuse_frozen': self.fuse_frozen}
         return f'FreezeOut({", ".join(f"{name}={value!r}" for name, value in arguments.items())})'
 
     def __str__(self) -> str:
@@ -206,7 +206,7 @@ class FreezeOut(Algorithm):
         elif event is Event.BEFORE_DATALOADER or event is Event.BEFORE_FORWARD:
             # Not at BATCH_START alone: training metrics switch the mode between microbatches, and algorithms that
             # choose samples run the model as soon as the batch is there.
-            self._freezer.freezer.hold_norms()
+            self._freezer.freezer.hold_modes()
         elif event is Event.AFTER_BACKWARD:
             # Composer's closures come here within the optimizer's step, behind its own hook.
             self._freezer.groups.split()
@@ -359,7 +359,7 @@ class FreezeOut(Algorithm):
             how_scale=self.how_scale,
             scale_lr=self.scale_lr,
             batchnorm=self.batchnorm,
-            fold_batchnorm=self.fold_batchnorm,
+            fuse_frozen=self.fuse_frozen,
             unit_costs=self.unit_costs,
             cost_shift=self.cost_shift,
             schedulers=state.schedulers,

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from composer_freezeout.compilation import is_compiled
 
-__all__ = ['BatchNormFolding', 'find_pairs', 'folded']
+__all__ = ['BatchNormFolding', 'find_pairs', 'folded', 'runs_otherwise']
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class _Fold:
             layer, norm = self.names
             raise RuntimeError(
                 f'{norm!r} was folded into {layer!r} and now reads something else: the forward pass is not the same '
-                'every time; use fold_batchnorm=False'
+                'every time; use fuse_frozen=False'
             )
         return input
 
@@ -278,7 +278,7 @@ class BatchNormFolding:
             self._installed = []
 
     def _find_folds(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_Fold]:
-        if _runs_otherwise(model):
+        if runs_otherwise(model):
             return []
         if self._pairs is None:
             try:
@@ -346,6 +346,13 @@ def _is_frozen(module: nn.Module) -> bool:
     )
 
 
-def _runs_otherwise(model: nn.Module) -> bool:
-    """Whether the modules' forward methods don't run as they stand there, or on shards."""
+def runs_otherwise(model: nn.Module) -> bool:
+    """Whether the modules' forward methods don't run as they stand there, or on shards.
+
+    Args:
+        model (nn.Module): The model, without a data-parallel wrapper.
+
+    Returns:
+        bool: True if it is compiled, or sharded by FSDP.
+    """
     return is_compiled(model) or any(isinstance(m, (FSDPModule, FullyShardedDataParallel)) for m in model.modules())

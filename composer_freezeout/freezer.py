@@ -33,7 +33,7 @@ def check_settings(
     layers: Sequence[str] | None,
     granularity: str,
     batchnorm: str,
-    fold_batchnorm: bool = True,
+    fuse_frozen: bool = True,
     unit_costs: Sequence[float] | None = None,
     cost_shift: float = COST_SHIFT,
 ) -> None:
@@ -47,7 +47,7 @@ def check_settings(
     check_unit_costs(unit_costs, cost_shift)
     check_granularity(granularity)
     check_batchnorm(batchnorm)
-    for name, value in (('scale_lr', scale_lr), ('fold_batchnorm', fold_batchnorm)):
+    for name, value in (('scale_lr', scale_lr), ('fuse_frozen', fuse_frozen)):
         if not isinstance(value, bool):
             raise TypeError(f'{name} must be True or False, got {value!r}')
     if layers is not None:
@@ -71,7 +71,7 @@ class LayerFreezer:
         how_scale (str): ``'linear'``, ``'squared'`` or ``'cubic'``.
         scale_lr (bool): Whether learning rates are scaled by ``1 / t_i``.
         batchnorm (str): ``'eval'``, ``'batch'`` or ``'update'``.
-        fold_batchnorm (bool): Whether a frozen BatchNorm is folded into the convolution before it.
+        fuse_frozen (bool): Whether a frozen prefix runs with the operators of inference.
         unit_costs (Sequence[float], optional): What freezing each unit saves of a step; freeze times are shifted by it.
         cost_shift (float): How far, in ``(0, 1]``.
         schedulers (Iterable[LRScheduler]): Schedulers of the optimizer, kept aligned with its groups.
@@ -93,7 +93,7 @@ class LayerFreezer:
         how_scale: HowScale = 'cubic',
         scale_lr: bool = True,
         batchnorm: BatchNormMode = 'eval',
-        fold_batchnorm: bool = True,
+        fuse_frozen: bool = True,
         unit_costs: Sequence[float] | None = None,
         cost_shift: float = COST_SHIFT,
         schedulers: Iterable[LRScheduler] = (),
@@ -102,7 +102,7 @@ class LayerFreezer:
         self.scale_lr = scale_lr
         self.freeze_times = schedule.freeze_times(len(partition.units), t_0, how_scale, unit_costs, cost_shift)
         self.stages = schedule.freeze_stages(len(partition.units))
-        self.freezer = UnitFreezer(model, partition.units, batchnorm, fold_batchnorm)
+        self.freezer = UnitFreezer(model, partition.units, batchnorm, fuse_frozen)
         initial_factors = schedule.lr_factors(0.0, self.freeze_times, scale_lr)
         self.groups = UnitGroups(optimizer, model, partition.units, initial_factors, schedulers)
         self._sizes = [sum(model.get_parameter(p).numel() for p in unit.parameters) for unit in partition.units]
@@ -199,7 +199,7 @@ def apply_freezeout(
     layers: Sequence[str] | None = None,
     granularity: Granularity = 'module',
     batchnorm: BatchNormMode = 'eval',
-    fold_batchnorm: bool = True,
+    fuse_frozen: bool = True,
     unit_costs: Sequence[float] | None = None,
     cost_shift: float = COST_SHIFT,
 ) -> LayerFreezer:
@@ -232,8 +232,9 @@ def apply_freezeout(
         granularity (str): ``'module'`` or ``'block'``. Default: ``'module'``.
         batchnorm (str): What a frozen BatchNorm does in training: ``'eval'``, ``'batch'`` or ``'update'``.
             Default: ``'eval'``.
-        fold_batchnorm (bool): Whether the BatchNorm of a frozen prefix is folded into the convolution before it, while
-            the model trains: faster, and equal to rounding. Default: ``True``.
+        fuse_frozen (bool): Whether a frozen prefix runs with the operators of inference while the model trains:
+            BatchNorm folded into the convolution before it, attention without dropout in one operator. Faster, and
+            equal to rounding. Default: ``True``.
         unit_costs (Sequence[float], optional): What freezing each unit saves of a step, in any unit of cost, first unit
             first; expensive units then freeze earlier and cheap ones later, which is not the paper's schedule. Default:
             ``None``, the paper's.
@@ -247,7 +248,7 @@ def apply_freezeout(
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range or the model can't be split as asked.
     """
-    check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fold_batchnorm, unit_costs, cost_shift)
+    check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fuse_frozen, unit_costs, cost_shift)
     if not isinstance(model, nn.Module) or isinstance(model, (DistributedDataParallel, nn.DataParallel)):
         raise TypeError(f'model must be a module, without a data-parallel wrapper, got {type(model).__name__}')
     if not isinstance(optimizer, Optimizer):
@@ -263,7 +264,7 @@ def apply_freezeout(
         how_scale=how_scale,
         scale_lr=scale_lr,
         batchnorm=batchnorm,
-        fold_batchnorm=fold_batchnorm,
+        fuse_frozen=fuse_frozen,
         unit_costs=unit_costs,
         cost_shift=cost_shift,
     )

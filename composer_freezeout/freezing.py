@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from composer_freezeout.folding import BatchNormFolding
+from composer_freezeout.folding import BatchNormFolding, runs_otherwise
 from composer_freezeout.partition import Unit
 
 __all__ = ['BatchNormMode', 'UnitFreezer', 'check_batchnorm']
@@ -34,7 +34,8 @@ class UnitFreezer:
         batchnorm (str): What a frozen normalisation layer with running statistics does in training: ``'eval'``
             normalises by the running statistics, ``'batch'`` by those of the batch without updating the running ones,
             ``'update'`` goes on as if it were not frozen.
-        fold_batchnorm (bool): Whether, with ``'eval'``, a frozen BatchNorm is folded into the convolution before it.
+        fuse_frozen (bool): Whether frozen layers run with the operators of inference: with ``'eval'``, BatchNorm folded
+            into the convolution before it; attention without dropout in one operator.
 
     Attributes:
         units_frozen (int): How many units are frozen, in ``[0, len(units)]``.
@@ -50,19 +51,21 @@ class UnitFreezer:
         model: nn.Module,
         units: Sequence[Unit],
         batchnorm: BatchNormMode = 'eval',
-        fold_batchnorm: bool = True,
+        fuse_frozen: bool = True,
     ) -> None:
         check_batchnorm(batchnorm)
         self.model = model
         self.units = tuple(units)
         self.batchnorm = batchnorm
-        self.fold_batchnorm = fold_batchnorm and batchnorm == 'eval'
+        self.fuse_frozen = fuse_frozen
         self.folding = BatchNormFolding(model)
         self.units_frozen = 0
         self._released = False
         self._parameters = {name: model.get_parameter(name) for unit in units for name in unit.parameters}
         self.frozen_norms: list[Any] = []
         self._modes: list[dict[str, Any]] = []
+        self._others: list[nn.Module] = []
+        self._fused: list[nn.Module] = []
         if batchnorm == 'batch':
             for name in (norm for unit in units for norm in unit.norms):
                 if not isinstance(model.get_submodule(name), nn.modules.batchnorm._BatchNorm):
@@ -90,30 +93,23 @@ class UnitFreezer:
                     # A gradient left behind would be clipped, averaged and applied with the others.
                     parameter.grad = None
             self.units_frozen = count
-        if (changed or self._released) and self.batchnorm != 'update':
-            names = (norm for unit in self.units[:count] for norm in unit.norms)
-            self.frozen_norms = [self.model.get_submodule(name) for name in names]
-            # Those that have nothing more to do in `train` than to note the mode.
-            self._modes = [vars(norm) for norm in self.frozen_norms if _is_leaf(norm)]
-            if self.fold_batchnorm:
-                self.folding.fold(self.frozen_norms)
+        if changed or self._released:
+            self._settle(count)
         self._released = False
-        self.hold_norms()
+        self.hold_modes()
         return changed
 
-    def hold_norms(self) -> None:
-        """Keeps the statistics of frozen layers still.
+    def hold_modes(self) -> None:
+        """Keeps the statistics of frozen layers still, and their operators those of inference.
 
         To be called before every forward pass in training, as ``model.train()`` undoes it.
         """
+        # In every batch and for every layer: past `nn.Module.__setattr__`, which takes far longer than the rest.
+        for attributes in self._modes:
+            attributes['training'] = False
         if self.batchnorm == 'eval':
-            # In every batch and for every layer: past `nn.Module.__setattr__`, which takes far longer than the rest.
-            for attributes in self._modes:
-                attributes['training'] = False
-            if len(self._modes) < len(self.frozen_norms):
-                for norm in self.frozen_norms:
-                    if norm.training:
-                        norm.eval()
+            for norm in self._others:
+                norm.eval()
         else:
             for norm in self.frozen_norms:
                 # In training mode this means batch statistics and no update; evaluation still uses the running ones.
@@ -125,6 +121,19 @@ class UnitFreezer:
         self.folding.release()
         self._released = True
 
+    def _settle(self, count: int) -> None:
+        """Finds what the first ``count`` units have to be kept from, besides gradients."""
+        if self.batchnorm != 'update':
+            names = (norm for unit in self.units[:count] for norm in unit.norms)
+            self.frozen_norms = [self.model.get_submodule(name) for name in names]
+        if self.fuse_frozen and count and not runs_otherwise(self.model):
+            self._fused = [module for module in self.model.modules() if _is_fusible(module)]
+        held = self.frozen_norms if self.batchnorm == 'eval' else []
+        self._modes = [vars(module) for module in (*filter(_is_leaf, held), *self._fused)]
+        self._others = [norm for norm in held if not _is_leaf(norm)]
+        if self.fuse_frozen and self.batchnorm == 'eval':
+            self.folding.fold(self.frozen_norms)
+
     def _release_norms(self) -> None:
         self.folding.fold(())
         for norm in self.frozen_norms:
@@ -132,8 +141,20 @@ class UnitFreezer:
                 norm.train(self.model.training)
             else:
                 norm.track_running_stats = True
-        self.frozen_norms, self._modes = [], []
+        for module in self._fused:
+            module.training = self.model.training
+        self.frozen_norms, self._modes, self._others, self._fused = [], [], [], []
 
 
 def _is_leaf(module: nn.Module) -> bool:
+    """Whether all that `train` does to a module is to note the mode."""
     return type(module).train is nn.Module.train and not module._modules
+
+
+def _is_fusible(module: nn.Module) -> bool:
+    """Whether a module is frozen attention, in which the mode decides on nothing but the operator that computes it."""
+    return (
+        type(module) is nn.MultiheadAttention
+        and module.dropout == 0
+        and not any(parameter.requires_grad for parameter in module.parameters())
+    )

@@ -239,7 +239,7 @@ class _Bench:
 
     def step(self, batch: Any, units_frozen: int = 0) -> StepSeconds:
         self.freezer.set_frozen(units_frozen)
-        self.freezer.hold_norms()
+        self.freezer.hold_modes()
         times = [self._now()]
         with get_precision_context(self.precision):
             loss: Any = self.model.loss(self.model(batch), batch)

@@ -65,7 +65,7 @@ def test_costs_are_those_of_a_really_frozen_model(make):
     forward = sum(unit.forward for unit in of_units)
     assert sum(sum(unit) for unit in of_units) == costs[0]
     assert all(cost >= 0 for unit in of_units for cost in unit)
-    freezer = UnitFreezer(model, units, 'eval', fold_batchnorm=False)
+    freezer = UnitFreezer(model, units, 'eval', fuse_frozen=False)
     for frozen, cost in enumerate(costs):
         freezer.set_frozen(frozen)
         assert step_flops(model, batch()) == cost

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from composer_freezeout import FreezeOut, apply_freezeout
 from composer_freezeout.folding import find_pairs, folded
+from composer_freezeout.freezer import LayerFreezer
 from composer_freezeout.freezing import UnitFreezer
 from composer_freezeout.models import CifarDenseNet, CifarResNet
 from composer_freezeout.partition import partition_model, trace_usage
@@ -27,14 +28,14 @@ BATCH_NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_
 
 
 class Operators(TorchDispatchMode):
-    """Convolutions and batch normalisations that run."""
+    """Operators that run, by what is in their names."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for name in ('convolution', 'batch_norm', 'addmm'):
+        for name in ('convolution', 'batch_norm', 'addmm', 'multi_head_attention'):
             self.counts[name] += name in str(func)
         return func(*args, **(kwargs or {}))
 
@@ -47,7 +48,7 @@ def counted(run: Callable[[], object]) -> tuple[int, int]:
 
 
 def prepared(
-    model: nn.Module, inputs: torch.Tensor, units_frozen: int | None = None, fold_batchnorm: bool = True
+    model: nn.Module, inputs: torch.Tensor, units_frozen: int | None = None, fuse_frozen: bool = True
 ) -> UnitFreezer:
     """Statistics that have moved, and all units but the last frozen unless told otherwise."""
     model.train()
@@ -58,7 +59,7 @@ def prepared(
                 module.bias.uniform_(-0.5, 0.5)
         model(inputs)
     units = partition_model(model, trace_usage(model, lambda: model(inputs))).units
-    freezer = UnitFreezer(model, units, fold_batchnorm=fold_batchnorm)
+    freezer = UnitFreezer(model, units, fuse_frozen=fuse_frozen)
     freezer.set_frozen(len(units) - 1 if units_frozen is None else units_frozen)
     return freezer
 
@@ -123,7 +124,7 @@ def test_only_what_is_frozen_is_folded():
     assert freezer.folding.pairs == {'conv1': 'bn1', 'layer1.0.conv1': 'layer1.0.bn1', 'layer1.0.conv2': 'layer1.0.bn2'}
     for frozen, batch_norms in ((5, 2), (2, 5), (0, 7), (7, 0)):
         freezer.set_frozen(frozen)
-        freezer.hold_norms()
+        freezer.hold_modes()
         assert counted(lambda: model(inputs)) == (7, batch_norms)
     model(inputs).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is not None] == ['fc.weight', 'fc.bias']
@@ -136,10 +137,10 @@ def test_only_what_is_frozen_is_folded():
 def test_finding_the_pairs_leaves_no_trace():
     """Statistics that are still moving and the random state, though the pass in between is one in training."""
 
-    def step(fold_batchnorm: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def step(fuse_frozen: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         torch.manual_seed(0)
         model, inputs = nn.Sequential(nn.Dropout(0.5), chain(), nn.Dropout(0.1)), torch.randn(4, 3, 8, 8)
-        prepared(model, inputs, 1, fold_batchnorm)
+        prepared(model, inputs, 1, fuse_frozen)
         model(inputs)
         return model.state_dict(), torch.rand(3)
 
@@ -286,20 +287,20 @@ def test_memory_format_is_kept():
 def test_in_autocast_the_gradients_are_those_of_the_unfolded_model():
     """Weights that autocast keeps from a pass without gradients would have none."""
 
-    def gradients(fold_batchnorm: bool, enabled: bool = True) -> torch.Tensor:
+    def gradients(fuse_frozen: bool, enabled: bool = True) -> torch.Tensor:
         torch.manual_seed(0)
         model, inputs = chain(), torch.randn(4, 3, 8, 8)
-        freezer = prepared(model, inputs, 1, fold_batchnorm)
+        freezer = prepared(model, inputs, 1, fuse_frozen)
         with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
             output = model(inputs)
         assert output.dtype == (torch.bfloat16 if enabled else torch.float32)
-        assert bool(freezer.folding.pairs) == fold_batchnorm
+        assert bool(freezer.folding.pairs) == fuse_frozen
         output.float().square().sum().backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
     exact = gradients(False, enabled=False)
-    for fold_batchnorm in (True, False):
-        assert (gradients(fold_batchnorm) - exact).norm() <= 0.02 * exact.norm()
+    for fuse_frozen in (True, False):
+        assert (gradients(fuse_frozen) - exact).norm() <= 0.02 * exact.norm()
 
 
 # --- what stays unfolded
@@ -452,7 +453,7 @@ def test_a_model_put_into_training_mode_behind_the_freezers_back():
     freezer = prepared(model, inputs)
     model.train()
     assert counted(lambda: model(inputs))[1] == 6  # the pass that finds the pairs, too
-    freezer.hold_norms()
+    freezer.hold_modes()
     assert counted(lambda: model(inputs)) == (3, 0)
 
 
@@ -493,7 +494,7 @@ def test_a_forward_pass_that_changes_its_mind_is_told():
     freezer.folding.fold([model.bn.eval()])
     model(inputs)
     model.double = True
-    with pytest.raises(RuntimeError, match="'bn' was folded into 'conv' and now reads something else.*fold_batchnorm"):
+    with pytest.raises(RuntimeError, match="'bn' was folded into 'conv' and now reads something else.*fuse_frozen"):
         model(inputs)
     assert 'forward' not in vars(model.conv)
 
@@ -580,7 +581,7 @@ def test_a_loop_with_layers():
         assert counted(lambda: model(inputs))[1] == batch_norms
     plain = chain()
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
-    freezer = apply_freezeout(plain, optimizer, layers=['(conv|bn).*', 'head'], fold_batchnorm=False, t_0=0.5)
+    freezer = apply_freezeout(plain, optimizer, layers=['(conv|bn).*', 'head'], fuse_frozen=False, t_0=0.5)
     freezer.batch_start(0.9)
     assert counted(lambda: plain(inputs)) == (3, 3)
 
@@ -588,8 +589,8 @@ def test_a_loop_with_layers():
 def test_in_a_trainer():
     """The same learning to rounding, with the settings' checks and without a hook left at the end."""
     weights = []
-    for fold_batchnorm in (True, False):
-        model, freezeout = classifier(), FreezeOut(0.5, fold_batchnorm=fold_batchnorm)
+    for fuse_frozen in (True, False):
+        model, freezeout = classifier(), FreezeOut(0.5, fuse_frozen=fuse_frozen)
         trainer(model, [freezeout]).fit()
         assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [2, 5, 10, None]
         assert not model._forward_hooks and not model._forward_pre_hooks
@@ -601,5 +602,83 @@ def test_in_a_trainer():
 
 
 def test_bad_switch_is_refused():
-    with pytest.raises(TypeError, match="fold_batchnorm must be True or False, got 'yes'"):
-        FreezeOut(fold_batchnorm='yes')
+    with pytest.raises(TypeError, match="fuse_frozen must be True or False, got 'yes'"):
+        FreezeOut(fuse_frozen='yes')
+
+
+# --- attention
+
+
+class Attention(nn.Module):
+    """Two blocks of attention, and a head."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.first = nn.MultiheadAttention(8, 2, dropout, batch_first=True)
+        self.second = nn.MultiheadAttention(8, 2, dropout, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        for block in (self.first, self.second):
+            tokens = tokens + block(tokens, tokens, tokens, need_weights=False)[0]
+        return self.head(tokens.mean(1))
+
+
+def fuse_attention(frozen: int, dropout: float = 0.0, fuse: bool = True) -> tuple[Attention, LayerFreezer]:
+    torch.manual_seed(0)
+    model = Attention(dropout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    freezer = apply_freezeout(model, optimizer, layers=['first', 'second', 'head'], fuse_frozen=fuse)
+    model.train()
+    freezer.batch_start((0.0, *freezer.freeze_times)[frozen])
+    return model, freezer
+
+
+TOKENS = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
+
+
+def fused_attention(model: nn.Module) -> int:
+    """How often attention ran as one operator in a training step."""
+    with Operators() as operators:
+        model(TOKENS).sum().backward()
+    return operators.counts['multi_head_attention']
+
+
+@pytest.mark.parametrize('frozen', [0, 1, 2])
+def test_frozen_attention_is_one_operator(frozen):
+    fused, plain = (fuse_attention(frozen, fuse=fuse)[0] for fuse in (True, False))
+    assert (fused_attention(fused), fused_attention(plain)) == (frozen, 0)
+    # Other operators round otherwise.
+    torch.testing.assert_close(fused(TOKENS), plain(TOKENS))
+    torch.testing.assert_close(fused.head.weight.grad, plain.head.weight.grad)
+
+
+def test_attention_with_dropout_goes_on_dropping():
+    model, _ = fuse_attention(2, dropout=0.5)
+    assert model.first.training and model.second.training
+    assert fused_attention(model) == 0
+
+
+def test_attention_of_an_evaluation_and_after_training():
+    model, freezer = fuse_attention(1)
+    assert not model.first.training and model.second.training
+    model.eval()
+    model.train()
+    freezer.freezer.hold_modes()
+    assert not model.first.training
+    freezer.freezer.release()
+    assert model.first.training
+    freezer.batch_start(freezer.freeze_times[0])
+    assert not model.first.training
+    freezer.batch_start(0.0)
+    assert model.first.training
+
+
+def test_compiled_attention_is_left_alone():
+    torch.manual_seed(0)
+    model = Attention()
+    model.compile(backend='eager')
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    freezer = apply_freezeout(model, optimizer, layers=['first', 'second', 'head'])
+    freezer.batch_start(freezer.freeze_times[1])
+    assert model.first.training

@@ -93,15 +93,15 @@ def test_steps_get_cheaper_with_every_unit_that_leaves():
 
 
 def test_operators_get_fewer_with_every_freeze():
-    frozen = steps([FreezeOut(0.5, 'linear', fold_batchnorm=False)])  # one unit at batch 2, another at batch 3
+    frozen = steps([FreezeOut(0.5, 'linear', fuse_frozen=False)])  # one unit at batch 2, another at batch 3
     assert frozen.outside[3] < frozen.outside[2] < frozen.outside[1]
 
 
 def test_a_folded_batchnorm_runs_no_operator():
     layers = [r'module\.(conv|bn).*', r'module\.head']
     folded, unfolded = (
-        steps([FreezeOut(0.2, 'linear', layers=layers, fold_batchnorm=fold_batchnorm)]).outside
-        for fold_batchnorm in (True, False)
+        steps([FreezeOut(0.2, 'linear', layers=layers, fuse_frozen=fuse_frozen)]).outside
+        for fuse_frozen in (True, False)
     )
     # Which can be folded is seen in one more forward pass, at the first freeze.
     assert folded[0] == unfolded[0] and folded[1] > unfolded[1]
