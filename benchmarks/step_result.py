@@ -213,16 +213,25 @@ def _python_time(result: Result) -> list[Bar]:
 def _against_bound(result: Result) -> list[Bar]:
     name = 'step with all but the head frozen, against inference with folded BatchNorm and the head'
     without = 'the same step without what Composer adds to the loop'
+    counted = 'operators of that step without what Composer adds, against the inference graph'
     last = result.units - 1
     if not result.ends:
-        return [Bar(line, None, None, 0, 1.05, '{:.3f}×', _needs_ends(result)) for line in (name, without)]
+        return [Bar(line, None, None, 0, 1.05, '{:.3f}×', _needs_ends(result)) for line in (name, without, counted)]
     row = result.rows['bound', last]
     folded = f'{row["norms_folded"]} of {row["norms_folded"] + row["norms_unfolded"]} BatchNorms folded'
     ours, bound = result.step('freezeout', last), result.step('bound', last)
     added = result.step('composer') - result.step('loop')
+    operators = {
+        (variant, frozen): result.counts(variant, frozen)['operators']
+        for variant, frozen in (('freezeout', last), ('bound', last), ('composer', 0), ('loop', 0))
+    }
+    extra = operators['composer', 0] - operators['loop', 0]
+    share = (operators['freezeout', last] - extra) / operators['bound', last]
+    note = f'{operators["freezeout", last] - extra} and {operators["bound", last]}; Composer adds {extra}'
     return [
         _bar(name, ours / bound, 0, 1.05, '{:.3f}×', folded),
         _bar(without, (ours - added) / bound, 0, 1.05, '{:.3f}×', f'{1e3 * added[0]:.2f} ms'),
+        Bar(counted, share, None, 0, 1.05, '{:.3f}×', note),
     ]
 
 

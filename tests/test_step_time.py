@@ -187,6 +187,25 @@ def test_the_bound_has_fewer_operators_where_batchnorm_is_folded(measured):
     assert counts(measured, 'bound', 'operators')[1] < counts(measured, 'loop', 'operators')[1]
 
 
+def test_frozen_units_run_the_operators_of_the_inference_graph(measured):
+    operators = {key: row['counts']['operators'] for key, row in measured.rows.items()}
+    added = operators['composer', 0] - operators['loop', 0]
+    for frozen in STAGES:
+        assert operators['freezeout', frozen] - added == operators['bound', frozen]
+    assert operators['bound', 3] < operators['loop', 3]
+
+
+def test_frozen_attention_runs_the_operators_of_the_inference_graph():
+    made = workload('vit_small', image_size=16)
+
+    def operators(name: step_variants.VariantName, frozen: int) -> int:
+        make = partial(step_variants.make_variant, name=name, units_frozen=frozen)
+        return step_counts.count_step(make, made)['operators']
+
+    added = operators('composer', 0) - operators('loop', 0)
+    assert operators('freezeout', 14) - added == operators('bound', 14) < operators('loop', 14)
+
+
 def test_layer_freezing_freezes_as_many_parameters_as_come_next(measured):
     # Three convolutions, each with its normalisation, which is a layer of its own there.
     assert [measured.rows['layer_freezing', k]['layers_frozen'] for k in STAGES] == [0, 6]
@@ -312,7 +331,7 @@ def result(slower: float = 0.0, compile_backend: str | None = None, processes: i
     for name, seconds in {**steps, 'freezeout': ours, 'composer': (0.35,)}.items():
         for frozen, step in enumerate(seconds):
             row = {'variant': name, 'units_frozen': frozen, 'seconds': [[[step, step], [step, step]]] * 2}
-            row['counts'] = {'optimizer_operators': 4, 'peak_memory_bytes': 100 - frozen}
+            row['counts'] = {'optimizer_operators': 4, 'operators': 90 - 10 * frozen, 'peak_memory_bytes': 100 - frozen}
             if processes > 1:
                 row['counts']['bytes_allreduced'] = 1000 - 100 * frozen
             row |= {'norms_folded': frozen, 'norms_unfolded': 0}
@@ -338,13 +357,14 @@ def test_large_tensors_are_made_of_memory_that_is_there(measured):
 
 
 def test_bars_on_steps_that_are_known():
-    before, calls, share, python, alone, bound, without, memory, memory_without = step_result.bars(result())
+    before, calls, share, python, alone, bound, without, counted, memory, memory_without = step_result.bars(result())
     assert (before.value, calls.value, share.value) == pytest.approx((1.0, 1.0, 1.0))
     assert (python.value, alone.value) == pytest.approx((50.0, 20.0))
     assert (memory.value, memory_without.value) == pytest.approx((1.0, 1.0))
     assert (bound.value, without.value) == pytest.approx((0.15 / 0.08, 0.1 / 0.08))
     assert [bar.met for bar in (before, calls, share, python, alone, memory, memory_without)] == [True] * 7
     assert [bar.met for bar in (bound, without)] == [False] * 2
+    assert (counted.value, counted.met) == (pytest.approx(1), True)
 
 
 def test_memory_without_what_composer_adds():
@@ -458,7 +478,7 @@ def test_a_slow_restart_of_one_variant_is_spread():
 
 def test_what_was_not_measured_has_no_value(measured):
     bars = step_result.bars(step_result.load_result(measured.out))
-    assert [bar.value is None for bar in bars] == [False, False, True, False, False, True, True, False, False]
+    assert [bar.value is None for bar in bars] == [False, False, True, False, False, True, True, True, False, False]
     assert bars[2].note == 'needs 0 and 7 among --stages'
     assert bars[2].met is None
     text = (measured.out / 'step_time.md').read_text()
@@ -610,7 +630,7 @@ def test_a_record_of_before_there_were_several_processes(other_run):
     del record['settings']['processes'], record['one_saving']
     found = step_result.Result(record)
     assert found.processes == 1
-    assert len(step_result.bars(found)) == 9
+    assert len(step_result.bars(found)) == 10
 
 
 def test_more_processes_than_were_asked_for(tmp_path, monkeypatch, capsys):
