@@ -666,7 +666,7 @@ def test_two_processes(other_run, tmp_path):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr + done.stdout
-    assert done.stdout.count('Round 1 of 2.') == 1
+    assert done.stdout.count('Warming up, 1 of 2.') == 1
     assert "share of one process's relative saving that is kept, 2 processes" in done.stdout
     record = json.loads((out / 'step_time.json').read_text())
     assert record['settings']['processes'] == 2
