@@ -221,32 +221,24 @@ def _against_bound(result: Result) -> list[Bar]:
     folded = f'{row["norms_folded"]} of {row["norms_folded"] + row["norms_unfolded"]} BatchNorms folded'
     ours, bound = result.step('freezeout', last), result.step('bound', last)
     added = result.step('composer') - result.step('loop')
-    operators = {
-        (variant, frozen): result.counts(variant, frozen)['operators']
-        for variant, frozen in (('freezeout', last), ('bound', last), ('composer', 0), ('loop', 0))
-    }
-    extra = operators['composer', 0] - operators['loop', 0]
-    share = (operators['freezeout', last] - extra) / operators['bound', last]
-    note = f'{operators["freezeout", last] - extra} and {operators["bound", last]}; Composer adds {extra}'
+    extra = _added_by_composer(result, 'operators')
+    operators, graph = (result.counts(variant, last)['operators'] for variant in ('freezeout', 'bound'))
+    note = f'{operators - extra} and {graph}; Composer adds {extra}'
     return [
         _bar(name, ours / bound, 0, 1.05, '{:.3f}×', folded),
         _bar(without, (ours - added) / bound, 0, 1.05, '{:.3f}×', f'{1e3 * added[0]:.2f} ms'),
-        Bar(counted, share, None, 0, 1.05, '{:.3f}×', note),
+        Bar(counted, (operators - extra) / graph, None, 0, 1.05, '{:.3f}×', note),
     ]
 
 
 def _memory(result: Result) -> list[Bar]:
-    half = _half(result)
-    ours, theirs = (result.counts(variant, half)['peak_memory_bytes'] for variant in ('freezeout', 'loop'))
+    bar = _at_half(result, 'peak memory', 'peak_memory_bytes')
     without = 'the same memory without what Composer adds to the loop'
-    name = 'peak memory with half the units frozen, against the loop'
-    note = f'{half} of {result.units} units frozen; {ours / 1e6:.4g} MB and {theirs / 1e6:.4g} MB'
-    bar = Bar(name, ours / theirs, None, 0.98, 1.02, '{:.4f}×', note)
     if 0 not in result.measured:
-        return [bar, Bar(without, None, None, 0.98, 1.02, '{:.4f}×', 'needs 0 among --stages')]
-    composer, loop = (result.counts(variant, 0)['peak_memory_bytes'] for variant in ('composer', 'loop'))
-    rest = (ours - (composer - loop)) / theirs
-    return [bar, Bar(without, rest, None, 0.98, 1.02, '{:.4f}×', f'{(composer - loop) / 1e6:.4g} MB')]
+        return [bar, Bar(without, None, None, bar.low, bar.high, bar.form, 'needs 0 among --stages')]
+    extra, half = _added_by_composer(result, 'peak_memory_bytes'), _half(result)
+    ours, theirs = (result.counts(variant, half)['peak_memory_bytes'] for variant in ('freezeout', 'loop'))
+    return [bar, Bar(without, (ours - extra) / theirs, None, bar.low, bar.high, bar.form, f'{extra / 1e6:.4g} MB')]
 
 
 def _compiled(result: Result) -> list[Bar]:
@@ -263,15 +255,8 @@ def _compiled(result: Result) -> list[Bar]:
 def _several_processes(result: Result) -> list[Bar]:
     if result.processes == 1:
         return []
-    half = _half(result)
-    ours, theirs = (result.counts(variant, half)['bytes_allreduced'] for variant in ('freezeout', 'loop'))
-    note = f'{half} of {result.units} units frozen; {ours / 1e6:.4g} MB and {theirs / 1e6:.4g} MB'
     name = f"share of one process's relative saving that is kept, {result.processes} processes"
-    reduced = 'bytes all-reduced with half the units frozen, against the loop'
-    return [
-        _saving_kept(result, name, 'one', 'one process'),
-        Bar(reduced, ours / theirs, None, 0.98, 1.02, '{:.4f}×', note),
-    ]
+    return [_saving_kept(result, name, 'one', 'one process'), _at_half(result, 'bytes all-reduced', 'bytes_allreduced')]
 
 
 def _saving_kept(result: Result, name: str, option: str, other: str, max_stages: int | None = None) -> Bar:
@@ -289,6 +274,20 @@ def _why_no_share(result: Result, option: str, saving: float | None) -> str | No
     if saving <= 0:
         return f'nothing was saved in the record of --{option}'
     return None if result.ends else _needs_ends(result)
+
+
+def _at_half(result: Result, what: str, key: str) -> Bar:
+    """Bytes that were counted, against the loop's."""
+    half = _half(result)
+    ours, theirs = (result.counts(variant, half)[key] for variant in ('freezeout', 'loop'))
+    note = f'{half} of {result.units} units frozen; {ours / 1e6:.4g} MB and {theirs / 1e6:.4g} MB'
+    name = f'{what} with half the units frozen, against the loop'
+    return Bar(name, ours / theirs, None, 0.98, 1.02, '{:.4f}×', note)
+
+
+def _added_by_composer(result: Result, key: str) -> int:
+    """What Composer adds to a count of the loop, with nothing frozen in either."""
+    return result.counts('composer', 0)[key] - result.counts('loop', 0)[key]
 
 
 def _half(result: Result) -> int:

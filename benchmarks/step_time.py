@@ -126,11 +126,8 @@ class Turns:
             if self.name == 'freezeout':
                 steps = self.variant.algorithm_seconds[WARM_UP_ROUNDS * (UNTIMED + TIMED) :]
                 timed = [s for index, s in enumerate(steps) if index % (UNTIMED + TIMED) >= UNTIMED]
-                for key, seconds in (
-                    ('algorithm_seconds', timed),
-                    ('algorithm_seconds_alone', self.variant.algorithm_alone()),
-                ):
-                    self.row.setdefault(key, []).extend(seconds)
+                self.row.setdefault('algorithm_seconds', []).extend(timed)
+                self.row.setdefault('algorithm_seconds_alone', []).extend(self.variant.algorithm_alone())
         assert self.variant is not None
         self.variant.close()
         self.variant = None

@@ -109,7 +109,8 @@ class UnitFreezer:
             attributes['training'] = False
         if self.batchnorm == 'eval':
             for norm in self._others:
-                norm.eval()
+                if norm.training:
+                    norm.eval()
         else:
             for norm in self.frozen_norms:
                 # In training mode this means batch statistics and no update; evaluation still uses the running ones.

@@ -101,7 +101,7 @@ class MergedGroups:
         if seen != self._seen:
             alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
             for group in groups:
-                values = tuple(group.get(name) for name in names)
+                values = tuple(map(group.get, names))
                 if _is_plain(group, values):
                     # Operators on distributed tensors work on one mesh.
                     mesh = getattr(group['params'][0], 'device_mesh', None)
