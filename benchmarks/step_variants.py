@@ -30,8 +30,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.partition import Unit
+from composer_freezeout.checkpoint import Saved
+from composer_freezeout.partition import Partition
 from composer_freezeout.schedule import freeze_times
+from composer_freezeout.units import Unit
 
 __all__ = ['VARIANTS', 'InComposer', 'InLoop', 'VariantName', 'inference_prefix', 'make_variant']
 
@@ -228,6 +230,10 @@ class InComposer:
             log_to_console=False,
             seed=0,
         )
+        for freezeout in timed:
+            # As in a run that is resumed: its first step has no units to find any more.
+            known = Partition(tuple(workload.units), tuple(range(len(workload.units) + 1)))
+            freezeout.load_state_dict(Saved(known, frozen_at=(), units_removed=0).state_dict())
         if name == 'layer_freezing':
             # Not before, as in a training: what DDP exchanges has been settled when the first layer freezes.
             share = _share(self.model, workload.units, units_frozen)

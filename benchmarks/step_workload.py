@@ -18,8 +18,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from composer_freezeout import FreezeOut
 from composer_freezeout.config import ModelConfig
 from composer_freezeout.models import build_model
-from composer_freezeout.partition import Unit
 from composer_freezeout.predict import partition_for
+from composer_freezeout.units import Unit
 
 __all__ = ['OPTIMIZERS', 'TRANSFORMER', 'Probe', 'Variant', 'Workload', 'make_workload']
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from composer_freezeout.algorithm import FreezeOut
-    from composer_freezeout.freezer import LayerFreezer, apply_freezeout
+    from composer_freezeout.freezer import LayerFreezer
+    from composer_freezeout.loop import FreezeOutLoop, apply_freezeout
 
-__all__ = ['FreezeOut', 'LayerFreezer', '__version__', 'apply_freezeout']
+__all__ = ['FreezeOut', 'FreezeOutLoop', 'LayerFreezer', '__version__', 'apply_freezeout']
 __version__ = '0.1.0'
 
 # Looked up on first use, so that `schedule`, `cost` and `config` can be had without waiting for torch.
-_HOME = {'FreezeOut': 'algorithm', 'LayerFreezer': 'freezer', 'apply_freezeout': 'freezer'}
+_HOME = {'FreezeOut': 'algorithm', 'LayerFreezer': 'freezer', 'FreezeOutLoop': 'loop', 'apply_freezeout': 'loop'}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,15 +1,14 @@
 """FreezeOut as a Composer algorithm: events in, calls out."""
 
+import copy
 import functools
 import inspect
 import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from composer.algorithms import SWA, LayerFreezing
 from composer.core import Algorithm, Event, Precision, State, Time, get_precision_context
-from composer.core.data_spec import default_split_batch
 from composer.loggers import Logger, ProgressBarLogger
 from composer.optim import ConstantScheduler
 from torch import nn
@@ -21,19 +20,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from composer_freezeout import schedule
 from composer_freezeout.allocation import COST_SHIFT
 from composer_freezeout.checkpoint import ADOPT, Saved, check_same_settings
-from composer_freezeout.compilation import DEFAULT_STAGES, compile_seconds, forget_compiled, is_compiled
+from composer_freezeout.compilation import DEFAULT_STAGES, compile_seconds, is_compiled
 from composer_freezeout.cost import in_stages, predicted_saving
-from composer_freezeout.distributed import agree_on_buffers, reshard, restart_ddp
-from composer_freezeout.flops import step_flops_by_units_frozen
-from composer_freezeout.freezer import LayerFreezer, check_settings, check_warmup
-from composer_freezeout.freezing import BatchNormMode
-from composer_freezeout.partition import (
-    Granularity,
-    Partition,
-    partition_model,
-    trace_usage,
-)
+from composer_freezeout.distributed import agree_on, reshard
+from composer_freezeout.flops import losses_of, step_flops_by_units_frozen
+from composer_freezeout.freezer import LayerFreezer, check_settings, check_stages, check_warmup
+from composer_freezeout.freezing import BatchNormMode, anchored
+from composer_freezeout.observation import Observation, Observer
+from composer_freezeout.partition import Granularity, Partition, partition_model
 from composer_freezeout.progress import as_progress, lengthened, parse_warmup, progress
+from composer_freezeout.rehearsal import rehearse
 from composer_freezeout.schedule import HowScale
 
 __all__ = ['FreezeOut']
@@ -49,7 +45,9 @@ _EVENTS = frozenset(
         Event.BEFORE_DATALOADER,
         Event.BATCH_START,
         Event.BEFORE_FORWARD,
+        Event.AFTER_LOSS,
         Event.AFTER_BACKWARD,
+        Event.AFTER_TRAIN_BATCH,
         Event.EPOCH_END,
         Event.FIT_END,
     }
@@ -67,7 +65,11 @@ class FreezeOut(Algorithm):
 
     Runs on :attr:`.Event.INIT`, :attr:`.Event.AFTER_LOAD`, :attr:`.Event.FIT_START`,
     :attr:`.Event.BEFORE_DATALOADER`, :attr:`.Event.BATCH_START`, :attr:`.Event.BEFORE_FORWARD`,
-    :attr:`.Event.AFTER_BACKWARD`, :attr:`.Event.EPOCH_END` and :attr:`.Event.FIT_END`.
+    :attr:`.Event.AFTER_LOSS`, :attr:`.Event.AFTER_BACKWARD`, :attr:`.Event.AFTER_TRAIN_BATCH`,
+    :attr:`.Event.EPOCH_END` and :attr:`.Event.FIT_END`.
+
+    The first forward pass of the training, of which nothing is changed, shows the units and their order. Compiled code
+    can't be watched: there a pass of its own is run before, on a copy of the batch, and everything is put back.
 
     Logs ``freezeout/progress``, ``freezeout/units_frozen``, ``freezeout/fraction_frozen`` (of the parameters) and
     ``freezeout/lr/<unit>`` for every batch.
@@ -148,9 +150,7 @@ class FreezeOut(Algorithm):
         self.layers = None if layers is None else list(layers)
         self.granularity: Granularity = granularity
         self.batchnorm: BatchNormMode = batchnorm
-        if max_stages is not None and (isinstance(max_stages, bool) or not isinstance(max_stages, int)):
-            raise TypeError(f'max_stages must be a whole number of at least 1, or None, got {max_stages!r}')
-        schedule.freeze_stages(1, max_stages)
+        check_stages(max_stages)
         self.max_stages = max_stages
         self.t_warmup = None if t_warmup is None else parse_warmup(t_warmup)
         if not isinstance(const_time, bool):
@@ -163,6 +163,7 @@ class FreezeOut(Algorithm):
         self._lengthened_to: Time | None = None
         self._state: State | None = None
         self._freezer: LayerFreezer | None = None
+        self._observer: Observer | None = None
         self._frozen_at: list[int] = []
         self._warmup = 0.0
         self._compiled = False
@@ -186,7 +187,7 @@ class FreezeOut(Algorithm):
         if event is Event.INIT:
             _refuse_rivals(state)
             # Kept for `load_state_dict`, which is not given it. In another Trainer everything starts anew.
-            self._state, self._freezer, self._loaded = state, None, None
+            self._state, self._freezer, self._loaded, self._observer = state, None, None, None
             self._frozen_at = []
             self._stretch, self._lengthened_to = None, None
         elif event is Event.AFTER_LOAD:
@@ -196,40 +197,43 @@ class FreezeOut(Algorithm):
             self._fit_start(state)
         elif event is Event.BATCH_START:
             self._restore(state)
-            if self._freezer is not None or self._try_set_up(state):
+            if self._freezer is not None:
                 self._batch_start(state, logger)
-        elif event is Event.BEFORE_FORWARD and self._freezer is None:
-            self._set_up(state)
-            self._batch_start(state, logger)
         elif self._freezer is None:
-            return
+            self._set_up(event, state, logger)
         elif event is Event.BEFORE_DATALOADER or event is Event.BEFORE_FORWARD:
             # Not at BATCH_START alone: training metrics switch the mode between microbatches, and algorithms that
             # choose samples run the model as soon as the batch is there.
             self._freezer.freezer.hold_modes()
+        elif event is Event.AFTER_LOSS:
+            if self._freezer.units_frozen:
+                state.loss = anchored(state.loss)
         elif event is Event.AFTER_BACKWARD:
             # Composer's closures come here within the optimizer's step, behind its own hook.
             self._freezer.groups.split()
+        elif event is Event.AFTER_TRAIN_BATCH:
+            self._freezer.check_gradients()
         elif event is Event.EPOCH_END:
             self._freezer.epoch_end()
         elif event is Event.FIT_END:
             self._freezer.freezer.release()
 
-    def freeze_times(self, num_units: int, t_0: float | None = None) -> tuple[float, ...]:
+    def freeze_times(self, num_units: int, t_0: float | None = None, heads: int = 1) -> tuple[float, ...]:
         """Progress at which each unit of a model will freeze.
 
         Args:
             num_units (int): Number of units ``n``, in ``[1, ∞)``.
             t_0 (float, optional): Another ``t_0``, in ``(0, 1]``. Default: ``None``, that of the algorithm.
+            heads (int): How many of the last units train to the end, in ``[1, num_units]``. Default: ``1``.
 
         Returns:
-            tuple[float, ...]: ``n`` times in ``(0, 1]``, ascending; the last is exactly 1.
+            tuple[float, ...]: ``n`` times in ``(0, 1]``, ascending; those of the heads are exactly 1.
 
         Raises:
             ValueError: If there is not one of ``unit_costs`` per unit.
         """
         t_0 = self.t_0 if t_0 is None else t_0
-        return schedule.freeze_times(num_units, t_0, self.how_scale, self.unit_costs, self.cost_shift)
+        return schedule.freeze_times(num_units, t_0, self.how_scale, self.unit_costs, self.cost_shift, heads)
 
     def unit_table(self) -> list[dict[str, Any]]:
         """One row per unit, first to freeze first; empty before the first batch.
@@ -281,31 +285,57 @@ class FreezeOut(Algorithm):
                 ' and '.join(rivals),
             )
 
-    def _try_set_up(self, state: State) -> bool:
-        # The model has had all its surgery now, and there is a batch to trace it with. It may be too large, though, or
-        # not yet what the model is given: a microbatch that has been transformed. That one is there BEFORE_FORWARD,
-        # still ahead of the optimizer's step, and an error that is the model's own will be raised there again.
-        try:
-            self._set_up(state)
-        except Exception as error:
-            log.debug('FreezeOut could not trace the batch, and will trace the first microbatch: %s', error)
-            return False
-        return True
+    def _set_up(self, event: Event, state: State, logger: Logger) -> None:
+        model = _unwrap(state.model)
+        if event is Event.BEFORE_FORWARD and self._compiled:
+            self._make_units(state, logger, self._rehearse(state), running=False)
+        elif event is Event.BEFORE_FORWARD:
+            # Anew, where the pass of an earlier one has failed.
+            self._stop_observing()
+            self._observer = Observer(model)
+            self._observer.start()
+        elif event is Event.AFTER_LOSS and self._observer is not None:
+            observed = self._observer.finish(losses_of(state.loss))
+            self._observer = None
+            self._make_units(state, logger, observed, running=True)
 
-    def _set_up(self, state: State) -> None:
-        self._freezer = self._make_freezer(state, self._partition(state))
+    def _stop_observing(self) -> None:
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer = None
+
+    def _make_units(self, state: State, logger: Logger, observed: Observation, running: bool) -> None:
+        """Splits the optimizer's groups, in time for its first step."""
+        partition = agree_on(partition_model(_unwrap(state.model), observed, self.layers, self.granularity))
+        for problem in partition.problems():
+            log.warning('FreezeOut: %s.', problem)
+        self._freezer = self._make_freezer(state, partition, observed)
         self._freezer.limit_stages(self._stage_limit())
+        self._batch_start(state, logger, running)
+
+    def _rehearse(self, state: State) -> Observation:
+        model = _unwrap(state.model)
+        batch = copy.deepcopy(state.batch)
+
+        def forward() -> Any:
+            # Compiled forwards would hide the operators.
+            with set_stance('force_eager'), get_precision_context(Precision(state.precision), state.precision_config):
+                return list(losses_of(model.loss(model(batch), batch)))
+
+        observed = rehearse(model, forward)
+        reshard(model)
+        return observed
 
     def _set_warmup(self, state: State) -> None:
         self._warmup = 0.0 if self.t_warmup is None else as_progress(self.t_warmup, state)
 
-    def _batch_start(self, state: State, logger: Logger) -> None:
+    def _batch_start(self, state: State, logger: Logger, running: bool = False) -> None:
         assert self._freezer is not None
         if self.const_time and self._lengthened_to is None:
             self._lengthen(state)
             _renew_progress_bars(state, logger)
         done = progress(state)
-        if self._freezer.batch_start(done, self._warmup):
+        if self._freezer.batch_start(done, self._warmup, running):
             before, now = len(self._frozen_at), self._freezer.units_frozen
             del self._frozen_at[now:]
             self._frozen_at += [int(state.timestamp.batch)] * (now - len(self._frozen_at))
@@ -330,27 +360,10 @@ class FreezeOut(Algorithm):
 
     # --- set-up
 
-    def _partition(self, state: State) -> Partition:
-        model = _unwrap(state.model)
-        batch = state.device.batch_to_device(_microbatch(state))
-
-        def forward() -> None:
-            # Compiled forwards would hide the operators.
-            with set_stance('force_eager'), get_precision_context(Precision(state.precision), state.precision_config):
-                model.loss(model(batch), batch)
-
-        usage = trace_usage(model, forward)
-        reshard(model)
-        partition = partition_model(model, usage, self.layers, self.granularity)
-        problem = partition.describe_bad_cuts()
-        if problem is not None:
-            log.warning('FreezeOut: %s.', problem)
-        return partition
-
     def _stage_limit(self) -> int | None:
         return self.max_stages or (DEFAULT_STAGES if self._compiled else None)
 
-    def _make_freezer(self, state: State, partition: Partition) -> LayerFreezer:
+    def _make_freezer(self, state: State, partition: Partition, observed: Observation | None = None) -> LayerFreezer:
         return LayerFreezer(
             _unwrap(state.model),
             state.optimizers[0],
@@ -363,6 +376,7 @@ class FreezeOut(Algorithm):
             unit_costs=self.unit_costs,
             cost_shift=self.cost_shift,
             schedulers=state.schedulers,
+            observed=observed,
         )
 
     # --- constant time
@@ -404,7 +418,7 @@ class FreezeOut(Algorithm):
                 'max_duration by 1 - s, where s is the saving that `composer-freezeout plan` predicts'
             )
         with set_stance('force_eager'):
-            costs = step_flops_by_units_frozen(model, _microbatch(state), units)
+            costs = step_flops_by_units_frozen(model, state.batch, units)
         return predicted_saving(in_stages(costs, self._freezer.stages), self._freezer.freeze_times)
 
     # --- checkpoints
@@ -430,8 +444,7 @@ class FreezeOut(Algorithm):
         if self._freezer is not None:
             # Composer has asked for the optimizer's state before this, which joins its groups.
             self._freezer.groups.split()
-            removed = self._freezer.groups.units_removed
-            state_dict |= Saved(self._freezer.partition, tuple(self._frozen_at), removed).state_dict()
+            state_dict |= self._freezer.saved(self._frozen_at).state_dict()
         if self._stretch is not None:
             state_dict['stretch'] = self._stretch
         return state_dict
@@ -467,44 +480,23 @@ class FreezeOut(Algorithm):
         if self._freezer is None:
             saved.check_fit(_unwrap(state.model))
             self._freezer = self._make_freezer(state, saved.partition)
-        elif saved.partition != self._freezer.partition:
+        elif saved.partition.units != self._freezer.partition.units:
             raise ValueError(
                 "the checkpoint's FreezeOut units are not those of this run; load it into a new Trainer, or adopt the "
                 f"run's units with {ADOPT}"
             )
         self._frozen_at = list(saved.frozen_at)
-        self._freezer.groups.set_removed(saved.units_removed)
-        self._freezer.groups.split()
-        if self._freezer.freezer.set_frozen(len(saved.frozen_at)):
+        if self._freezer.restore(saved):
             self._follow(state)
 
     def _follow(self, state: State) -> None:
-        """Lets what surrounds the model know that other parameters are trainable now."""
         assert self._freezer is not None
-        settled = self._freezer.freezer.frozen_norms
-        agree_on_buffers(settled)
-        if isinstance(state.model, DistributedDataParallel):
-            restart_ddp(state.model, settled)
-        if self._compiled:
-            forget_compiled()
+        self._freezer.follow(state.model, self._compiled)
 
 
 @functools.cache
 def _lr_metric(unit: str) -> str:
     return f'freezeout/lr/{unit}'
-
-
-def _microbatch(state: State) -> Any:
-    """What training handles at once of the batch; memory may have no room for more."""
-    size = 1 if state.auto_microbatching else state.device_train_microbatch_size
-    if size is None or size == getattr(state.dataloader, 'batch_size', None):
-        return state.batch
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # a last batch may be smaller
-            return default_split_batch(state.batch, size)[0]
-    except (NotImplementedError, ValueError):  # of a kind that only the user's own DataSpec can split
-        return state.batch
 
 
 def _renew_progress_bars(state: State, logger: Logger) -> None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.optimize import brentq, isotonic_regression
 
-__all__ = ['COST_SHIFT', 'check_unit_costs', 'cost_aware_times', 'measured_unit_costs']
+__all__ = ['COST_SHIFT', 'check_unit_costs', 'check_unit_count', 'cost_aware_times', 'measured_unit_costs']
 
 COST_SHIFT = 0.25
 
@@ -51,6 +51,19 @@ def check_unit_costs(unit_costs: Sequence[float] | None, cost_shift: float = COS
         )
 
 
+def check_unit_count(unit_costs: Sequence[float], num_units: int) -> None:
+    """Checks that there is a cost for each unit.
+
+    Raises:
+        ValueError: If there is not.
+    """
+    if len(unit_costs) != num_units:
+        raise ValueError(
+            f'unit_costs must hold one number per unit: the model has {num_units} units, got {len(unit_costs)} '
+            'numbers; `composer-freezeout plan FILE --unit-costs COSTS.yaml` writes them for the units of a YAML file'
+        )
+
+
 def cost_aware_times(
     times: Sequence[float], unit_costs: Sequence[float], cost_shift: float = COST_SHIFT
 ) -> tuple[float, ...]:
@@ -79,11 +92,7 @@ def cost_aware_times(
         ValueError: If an argument is out of range, or there is not one cost per unit.
     """
     check_unit_costs(unit_costs, cost_shift)
-    if len(unit_costs) != len(times):
-        raise ValueError(
-            f'unit_costs must hold one number per unit: the model has {len(times)} units, got {len(unit_costs)} '
-            'numbers; `composer-freezeout plan FILE --unit-costs COSTS.yaml` writes them for the units of a YAML file'
-        )
+    check_unit_count(unit_costs, len(times))
     paper, costs = np.array(times[:-1]), np.array(unit_costs[:-1], dtype=float)
     # Said apart, so that rounding changes no bit.
     if np.all(costs == costs[0]):

@@ -1,12 +1,14 @@
 """What FreezeOut puts into a checkpoint, and what it makes sure of before it uses one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from composer_freezeout.partition import Partition, Unit
+from composer_freezeout.folding import Known
+from composer_freezeout.partition import Partition
+from composer_freezeout.units import Unit
 
 __all__ = ['ADOPT', 'Saved', 'check_same_settings']
 
@@ -22,19 +24,23 @@ class Saved:
         partition (Partition): The units.
         frozen_at (tuple[int, ...]): Batches trained before each frozen unit froze, one per frozen unit.
         units_removed (int): How many of them had left the optimizer, in ``[0, len(frozen_at)]``.
+        folding (Known): What has been observed of frozen BatchNorm layers.
     """
 
     partition: Partition
     frozen_at: tuple[int, ...]
     units_removed: int
+    folding: Known = field(default_factory=Known)
 
     def state_dict(self) -> dict[str, Any]:
         """As plain lists and numbers."""
         return {
             'units': [[unit.name, list(unit.parameters), list(unit.norms)] for unit in self.partition.units],
             'cuts': list(self.partition.cuts),
+            'heads': self.partition.heads,
             'frozen_at': list(self.frozen_at),
             'units_removed': self.units_removed,
+            'folding': [dict(self.folding.layer_of), list(self.folding.postponed)],
         }
 
     @classmethod
@@ -46,12 +52,15 @@ class Saved:
         """
         try:
             units = tuple(Unit(name, tuple(parameters), tuple(norms)) for name, parameters, norms in state['units'])
-            saved = cls(Partition(units, tuple(state['cuts'])), tuple(state['frozen_at']), state['units_removed'])
+            partition = Partition(units, tuple(state['cuts']), state.get('heads', 1))
+            layer_of, postponed = state.get('folding', ({}, ()))
+            folding = Known(dict(layer_of), tuple(postponed))
+            saved = cls(partition, tuple(state['frozen_at']), state['units_removed'], folding)
             parameters = [name for unit in units for name in unit.parameters]
             if (
                 len(saved.partition.cuts) == len(units) + 1
                 and len(set(parameters)) == len(parameters)
-                and 0 <= saved.units_removed <= len(saved.frozen_at) < len(units)
+                and 0 <= saved.units_removed <= len(saved.frozen_at) <= len(units) - partition.heads < len(units)
             ):
                 return saved
         except (KeyError, TypeError, ValueError):
@@ -74,6 +83,8 @@ class Saved:
         modules = {name for name, _ in model.named_modules()}
         saved = {name for unit in self.partition.units for name in unit.parameters}
         norms = [name for unit in self.partition.units for name in unit.norms]
+        norms += [name for pair in self.folding.layer_of.items() for name in pair if name is not None]
+        norms += self.folding.postponed
         unknown = sorted(saved - parameters) + [name for name in norms if name not in modules]
         if unknown or parameters != saved:
             raise ValueError(

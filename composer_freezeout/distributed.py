@@ -1,15 +1,18 @@
 """Keeps data-parallel wrappers in step with what is frozen."""
 
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['agree_on_buffers', 'reshard', 'restart_ddp']
+__all__ = ['agree_on', 'agree_on_buffers', 'reshard', 'restart_ddp']
 
 _MIB = 1024 * 1024
+
+T = TypeVar('T')
 
 
 def agree_on_buffers(modules: Iterable[nn.Module]) -> None:
@@ -23,6 +26,19 @@ def agree_on_buffers(modules: Iterable[nn.Module]) -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in (buffer for module in modules for buffer in module.buffers(recurse=False)):
             dist.broadcast(buffer, src=0)
+
+
+def agree_on(value: T) -> T:
+    """What the first rank says.
+
+    Args:
+        value (T): What this rank would say, of a kind that can be pickled.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+    return value
 
 
 def reshard(model: nn.Module) -> None:

@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 
 import torch
 from composer.models import ComposerModel
-from composer.utils import map_collection
+from composer.utils import ensure_tuple, map_collection
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from composer_freezeout.partition import Unit
+from composer_freezeout.activation_checkpoints import nonreentrant
+from composer_freezeout.graph import leaves_of
+from composer_freezeout.units import Unit
 
-__all__ = ['UnitFlops', 'on_meta', 'step_flops', 'step_flops_by_units_frozen', 'unit_flops']
+__all__ = ['UnitFlops', 'losses_of', 'on_meta', 'step_flops', 'step_flops_by_units_frozen', 'unit_flops']
 
 
 class UnitFlops(NamedTuple):
@@ -46,7 +48,14 @@ def on_meta(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     Returns:
         tuple[Any, Any]: The copy of the model, in training mode, and that of the batch.
     """
-    duplicate = copy.deepcopy(model).to('meta').train()
+    # Activations that a model has put aside can't be copied; the copy makes its own.
+    aside = {
+        id(value): value.detach()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    duplicate = copy.deepcopy(model, aside).to('meta').train()
     for module in duplicate.modules():
         # A compiled method that stands in the instance is still that of the original.
         if hasattr(vars(module).get('forward'), '_torchdynamo_orig_callable'):
@@ -65,8 +74,7 @@ def step_flops(model: ComposerModel, batch: Any) -> int:
         int: In ``[0, ∞)``.
     """
     with FlopCounterMode(display=False) as counter:
-        loss: Any = model.loss(model(batch), batch)
-        loss.backward()
+        sum(loss.mean() for loss in losses_of(model.loss(model(batch), batch))).backward()  # pyright: ignore
     model.zero_grad()
     return counter.get_total_flops()
 
@@ -108,17 +116,39 @@ def unit_flops(model: ComposerModel, batch: Any, units: Sequence[Unit]) -> list[
     return [UnitFlops(cost, i, w) for (cost, w), i in zip(forward, inputs, strict=True)]
 
 
+def losses_of(loss: Any) -> list[Tensor]:
+    """The losses that a Trainer adds up and goes back from.
+
+    Args:
+        loss (Any): What ``model.loss`` returns: a tensor, several, or a dictionary of them, in which ``'total'`` stands
+            for all.
+
+    Returns:
+        list[Tensor]: At least one.
+    """
+    if isinstance(loss, dict) and 'total' in loss:
+        return [loss['total']]
+    return list(ensure_tuple(loss))
+
+
 def _count(model: ComposerModel, batch: Any, units: Sequence[Unit]) -> tuple[list[tuple[int, int]], list[int]]:
     """Forward FLOPs of each unit (all, and those with its weights), and the backward pass's by units frozen."""
     parameters = [[model.get_parameter(name) for name in unit.parameters] for unit in units]
-    with FlopCounterMode(display=False) as counter, _AttributeToUnits(counter, parameters) as attributed:
-        loss: Any = model.loss(model(batch), batch)
+    with (
+        nonreentrant(),
+        FlopCounterMode(display=False) as counter,
+        _AttributeToUnits(counter, parameters) as attributed,
+    ):
+        loss = torch.stack([loss.mean() for loss in losses_of(model.loss(model(batch), batch))]).sum()
+    # What the model asks a gradient for itself, such as its input, it goes on asking for.
+    owned = {id(parameter) for of_unit in parameters for parameter in of_unit}
+    others = [leaf for leaf in leaves_of([loss]) if id(leaf) not in owned]
     backward = []
     for frozen in range(len(units)):
         trainable = [parameter for of_unit in parameters[frozen:] for parameter in of_unit]
         # One graph serves all: autograd follows only the paths that lead to what it is asked for.
         with FlopCounterMode(display=False) as counter:
-            torch.autograd.grad(loss, trainable, retain_graph=True, allow_unused=True)
+            torch.autograd.grad(loss, trainable + others, retain_graph=True, allow_unused=True)
         backward.append(counter.get_total_flops())
     return list(zip(attributed.all, attributed.weights, strict=True)), backward
 

@@ -5,13 +5,11 @@ statistics is that layer with weight ``W·γ/√(σ² + ε)`` and bias ``β + (b
 the folded tensors belong to none of its modules, and stand in for its own only while it runs forward in training.
 """
 
-import contextlib
-import logging
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +17,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from composer_freezeout.compilation import is_compiled
 
-__all__ = ['BatchNormFolding', 'find_pairs', 'folded', 'runs_otherwise']
-
-log = logging.getLogger(__name__)
+__all__ = ['BatchNormFolding', 'Known', 'PairWatch', 'folded', 'runs_otherwise']
 
 # By layer, the dimensions of its output that has channels second. Subclasses may compute something else.
 _LAYERS: dict[type[nn.Module], int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
@@ -62,49 +58,48 @@ def folded(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
         return weight, bias.to(weight.dtype)
 
 
-def find_pairs(model: nn.Module, forward: Callable[[], object]) -> dict[str, str]:
-    """Runs a forward pass and finds the layers whose output a BatchNorm reads, and nothing else.
+class Known(NamedTuple):
+    """What has been observed of frozen BatchNorm layers.
+
+    Attributes:
+        layer_of (Mapping[str, str | None]): Name of the layer that each can be folded into, or None.
+        postponed (Sequence[str]): Names of those that will be observed again when others freeze.
+    """
+
+    layer_of: Mapping[str, str | None] = {}
+    postponed: Sequence[str] = ()
+
+
+class PairWatch(TorchDispatchMode):
+    """Finds, in a forward pass, the layers whose output a BatchNorm reads, and nothing else.
 
     Args:
-        model (nn.Module): The model.
-        forward (Callable[[], object]): Runs it on a batch, without gradients, and returns what it returns.
+        layers (Iterable[nn.Module]): Convolution and linear layers.
+        norms (Iterable[nn.Module]): BatchNorm layers.
 
-    Returns:
-        dict[str, str]: Name of the BatchNorm by that of the convolution or linear layer, in the order of
-        ``model.named_modules()``. Both have run once.
+    Attributes:
+        norms (list[nn.Module]): The BatchNorm layers.
     """
-    names = {module: name for name, module in model.named_modules()}
-    watch = _OutputWatch()
-    with contextlib.ExitStack() as stack:
-        for module in names:
-            if type(module) in _LAYERS:
-                stack.callback(module.register_forward_hook(watch.leave_layer).remove)
-            elif type(module) in _NORMS:
-                stack.callback(module.register_forward_pre_hook(watch.enter_norm).remove)
-                stack.callback(module.register_forward_hook(watch.leave_norm).remove)
-        stack.enter_context(watch)
-        result = forward()
-    # What is still there is held by the result, or by a module that has put it aside for later.
-    readers = {layer: norm for layer, norm in watch.readers() if not watch.outlives(layer)}
-    del result
-    once = {module for module, count in watch.calls.items() if count == 1}
-    return {
-        names[layer]: names[readers[layer]] for layer in names if layer in readers and {layer, readers[layer]} <= once
-    }
 
-
-class _OutputWatch(TorchDispatchMode):
-    """Follows the output of each foldable layer to what reads it."""
-
-    def __init__(self) -> None:
+    def __init__(self, layers: Iterable[nn.Module], norms: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.calls: Counter[nn.Module] = Counter()
+        self._calls: Counter[nn.Module] = Counter()
         self._outputs: dict[nn.Module, weakref.ref[Tensor]] = {}
         self._storages: dict[nn.Module, StorageWeakRef] = {}
         self._layers: dict[StorageWeakRef, nn.Module] = {}
         self._norms: dict[nn.Module, nn.Module] = {}
         self._read_by_others: set[nn.Module] = set()
         self._reading: nn.Module | None = None  # the layer whose BatchNorm is running now
+        self.norms = list(norms)
+        self._hooks = [layer.register_forward_hook(self._leave_layer) for layer in layers]
+        for norm in self.norms:
+            self._hooks.append(norm.register_forward_pre_hook(self._enter_norm))
+            self._hooks.append(norm.register_forward_hook(self._leave_norm))
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        for hook in self._hooks:
+            hook.remove()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -117,30 +112,44 @@ class _OutputWatch(TorchDispatchMode):
                     self._read_by_others.add(layer)
         return func(*args, **(kwargs or {}))
 
-    def leave_layer(self, layer: nn.Module, _: object, output: Tensor) -> None:
-        self.calls[layer] += 1
+    def ran(self, norm: nn.Module) -> bool:
+        """Whether a BatchNorm ran in the pass."""
+        return self._calls[norm] > 0
+
+    def read_by(self, norm: nn.Module) -> list[nn.Module]:
+        """The layers whose output a BatchNorm read."""
+        return [layer for layer, reader in self._norms.items() if reader is norm]
+
+    def pairs(self) -> dict[nn.Module, nn.Module]:
+        """The BatchNorm by the layer that it alone reads; both have run once.
+
+        To be asked when the pass is over: what is still there then is held by its result, or by a module that has put
+        it aside for later, or by the backward pass.
+        """
+        return {
+            layer: norm
+            for layer, norm in self._norms.items()
+            if layer not in self._read_by_others
+            and self._storages[layer].expired()
+            and self._calls[layer] == self._calls[norm] == 1
+        }
+
+    def _leave_layer(self, layer: nn.Module, _: object, output: Tensor) -> None:
+        self._calls[layer] += 1
         if output.ndim == _LAYERS[type(layer)] and output.layout is torch.strided:
             storage = StorageWeakRef(output.untyped_storage())
             self._outputs[layer], self._storages[layer] = weakref.ref(output), storage
             self._layers[storage] = layer
 
-    def enter_norm(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
-        self.calls[norm] += 1
+    def _enter_norm(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        self._calls[norm] += 1
         for layer, output in self._outputs.items():
             if args and output() is args[0]:
                 self._norms[layer] = norm
                 self._reading = layer
 
-    def leave_norm(self, *_: object) -> None:
+    def _leave_norm(self, *_: object) -> None:
         self._reading = None
-
-    def readers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """Layers with the BatchNorm that alone reads their output."""
-        yield from ((layer, norm) for layer, norm in self._norms.items() if layer not in self._read_by_others)
-
-    def outlives(self, layer: nn.Module) -> bool:
-        """Whether the layer's output is still held by someone."""
-        return not self._storages[layer].expired()
 
 
 class _Fold:
@@ -200,9 +209,10 @@ class _Fold:
 class BatchNormFolding:
     """Folds frozen BatchNorm layers while a model runs forward in training.
 
-    Which layers belong together is observed in one more forward pass, the first time that it matters. Everything else
-    runs as it is: what is compiled or sharded, layers with hooks, and the whole model in evaluation. The tensors are
-    folded anew when one that they come from is replaced, or written to other than through its ``data``.
+    Which layers belong together is observed in the first training pass in which they are frozen, which runs them as
+    they are. So does everything else: what is compiled or sharded, layers with hooks, and the whole model in
+    evaluation. The tensors are folded anew when one that they come from is replaced, or written to other than through
+    its ``data``.
 
     Args:
         model (nn.Module, optional): The model, without a data-parallel wrapper. A copy of this object, which a copy of
@@ -216,9 +226,11 @@ class BatchNormFolding:
         self.refolds = 0
         self._model = model
         self._norms: set[nn.Module] = set()
-        self._pairs: dict[str, str] | None = None
+        self._layer_of: dict[nn.Module, nn.Module | None] = {}  # by norm; None for those that can't be folded
+        self._postponed: set[nn.Module] = set()  # norms to be observed with the next ones that freeze
         self._hooks: list[RemovableHandle] = []
         self._installed: list[_Fold] = []
+        self._watch: PairWatch | None = None
         self._forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -228,6 +240,29 @@ class BatchNormFolding:
     def pairs(self) -> dict[str, str]:
         """Name of the BatchNorm by that of the layer that it is folded into, as of the latest forward pass."""
         return dict(fold.names for fold in self._folds or ())
+
+    def known(self) -> Known:
+        """What has been observed so far, by names."""
+        assert self._model is not None
+        names: dict[nn.Module | None, str | None] = {None: None}
+        names |= {module: name for name, module in self._model.named_modules()}
+        pairs = {names.get(norm): names.get(layer) for norm, layer in self._layer_of.items()}
+        layer_of = {norm: layer for norm, layer in pairs.items() if norm is not None}
+        return Known(layer_of, tuple(name for norm in self._postponed if (name := names.get(norm)) is not None))
+
+    def learn(self, known: Known) -> None:
+        """Takes in what another run has observed, so that this one computes the same bits.
+
+        Args:
+            known (Known): From :meth:`known` of the same model.
+        """
+        assert self._model is not None
+        modules = dict(self._model.named_modules())
+        self._layer_of = {
+            modules[norm]: None if layer is None else modules[layer] for norm, layer in known.layer_of.items()
+        }
+        self._postponed = {modules[norm] for norm in known.postponed}
+        self._forget()
 
     def fold(self, norms: Sequence[nn.Module]) -> None:
         """Says which layers may be folded from the next forward pass on.
@@ -240,16 +275,16 @@ class BatchNormFolding:
             hook.remove()
         self._hooks = []
         self._norms = {norm for norm in norms if type(norm) in _NORMS}
+        self._postponed = set()
         if self._model is not None and self._norms:
             self._hooks = [
-                self._model.register_forward_pre_hook(self._enter, with_kwargs=True),
+                self._model.register_forward_pre_hook(self._enter),
                 self._model.register_forward_hook(self._leave, always_call=True),
             ]
 
     def release(self) -> None:
         """Leaves the model as it would be without this object."""
         self.fold(())
-        self._pairs = None
 
     def _forget(self) -> None:
         self._leave()
@@ -260,38 +295,50 @@ class BatchNormFolding:
 
     # --- around a forward pass
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, _: object) -> None:
         # Compilers look into hooks, and nn.DataParallel runs copies that share them.
         if torch.compiler.is_compiling() or module is not self._model or not module.training:
             return
         self._leave()  # a pass that was killed
         if self._folds is None:
-            self._folds = self._find_folds(module, args, kwargs)
-            self._slots = [source for fold in self._folds for source in fold.sources]
+            self._find_folds()
         self._refold_if_stale()
-        self._installed = [fold for fold in self._folds if fold.install()]
+        self._installed = [fold for fold in self._folds or () if fold.install()]
+        unknown = self._norms - self._layer_of.keys() - self._postponed
+        if unknown and not runs_otherwise(module):
+            self._watch = PairWatch((layer for layer in module.modules() if type(layer) in _LAYERS), unknown)
+            self._watch.__enter__()
 
-    def _leave(self, *_: object) -> None:
-        if self._installed:
-            for fold in self._installed:
-                fold.remove()
-            self._installed = []
+    def _leave(self, module: nn.Module | None = None, _: object = None, output: object = None) -> None:
+        for fold in self._installed:
+            fold.remove()
+        self._installed = []
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            watch.__exit__(None, None, None)
+            if output is not None:  # a pass that came to its end
+                self._learn_from(watch)
 
-    def _find_folds(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_Fold]:
-        if runs_otherwise(model):
-            return []
-        if self._pairs is None:
-            try:
-                self._pairs = _observe_pairs(model, args, kwargs)
-            except Exception as error:  # the model's own, which it will raise again
-                log.info('FreezeOut could not find out which BatchNorm layers can be folded: %s', error)
-                self._pairs = {}
-        pairs = [(model.get_submodule(layer), model.get_submodule(norm)) for layer, norm in self._pairs.items()]
-        return [
-            _Fold(layer, norm, names)
-            for names, (layer, norm) in zip(self._pairs.items(), pairs, strict=True)
-            if norm in self._norms and _is_frozen(layer) and _is_frozen(norm)
+    def _learn_from(self, watch: PairWatch) -> None:
+        found = {norm: layer for layer, norm in watch.pairs().items()}
+        for norm in watch.norms:
+            # Behind a layer that still trains, or in a part that didn't run, it may be one later.
+            if norm in found or (watch.ran(norm) and all(map(_is_frozen, watch.read_by(norm)))):
+                self._layer_of[norm] = found.get(norm)
+            else:
+                self._postponed.add(norm)
+        self._find_folds()
+
+    def _find_folds(self) -> None:
+        assert self._model is not None
+        names = {module: name for name, module in self._model.named_modules()}
+        self._folds = [
+            _Fold(layer, norm, (names[layer], names[norm]))
+            for norm, layer in ({} if runs_otherwise(self._model) else self._layer_of).items()
+            if layer is not None and layer in names and norm in self._norms and _is_frozen(layer) and _is_frozen(norm)
         ]
+        self._slots = [source for fold in self._folds for source in fold.sources]
+        self._state = [], []  # nothing is folded yet
 
     def _refold_if_stale(self) -> None:
         sources = [tensors[key] for tensors, key in self._slots]
@@ -302,40 +349,6 @@ class BatchNormFolding:
             self.refolds += 1
             # Held on to, so that nothing new can come to lie where they lie.
             self._sources, self._state = [source.detach() for source in sources], state
-
-
-def _observe_pairs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
-    def clone(leaf: Any) -> Any:
-        return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
-
-    # In training, as a dropout in between is there only then. Containers are new ones, too: models pop their labels.
-    args, kwargs = tree_map(clone, (args, kwargs))
-    with _undisturbed(model), torch.no_grad():
-        return find_pairs(model, lambda: model.forward(*args, **kwargs))
-
-
-@contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Puts back what a forward pass in training changes: the random state, buffers, autocast's cache.
-
-    The random state inside is always the same, so that a resumed run sees what the first one saw.
-    """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == 'cuda'})
-    cached = torch.is_autocast_cache_enabled()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(0)
-            for device in devices:
-                torch.cuda.default_generators[device].manual_seed(0)
-            # Weights that are cast without gradients must not be there when the pass with gradients asks for them.
-            torch.set_autocast_cache_enabled(False)
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 def _is_frozen(module: nn.Module) -> bool:

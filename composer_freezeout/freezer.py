@@ -1,6 +1,6 @@
 """FreezeOut on one model and one optimizer, in any training loop."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -11,19 +11,17 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout import schedule
 from composer_freezeout.allocation import COST_SHIFT, check_unit_costs
+from composer_freezeout.checkpoint import Saved
+from composer_freezeout.compilation import forget_compiled
+from composer_freezeout.distributed import agree_on_buffers, restart_ddp
 from composer_freezeout.freezing import BatchNormMode, UnitFreezer, check_batchnorm
 from composer_freezeout.groups import UnitGroups
-from composer_freezeout.partition import (
-    Granularity,
-    Partition,
-    check_granularity,
-    check_layers,
-    partition_model,
-    trace_usage,
-)
+from composer_freezeout.observation import Observation
+from composer_freezeout.partition import Partition, check_granularity, check_layers
 from composer_freezeout.schedule import HowScale
+from composer_freezeout.starvation import GradientWatch
 
-__all__ = ['LayerFreezer', 'apply_freezeout', 'check_settings', 'check_warmup']
+__all__ = ['LayerFreezer', 'check_settings', 'check_stages', 'check_warmup']
 
 
 def check_settings(
@@ -75,6 +73,7 @@ class LayerFreezer:
         unit_costs (Sequence[float], optional): What freezing each unit saves of a step; freeze times are shifted by it.
         cost_shift (float): How far, in ``(0, 1]``.
         schedulers (Iterable[LRScheduler]): Schedulers of the optimizer, kept aligned with its groups.
+        observed (Observation, optional): What the step has shown that the units come from, if it is one of training.
 
     Attributes:
         freeze_times (tuple[float, ...]): Progress at which each unit freezes, in ``(0, 1]``.
@@ -97,14 +96,26 @@ class LayerFreezer:
         unit_costs: Sequence[float] | None = None,
         cost_shift: float = COST_SHIFT,
         schedulers: Iterable[LRScheduler] = (),
+        observed: Observation | None = None,
     ) -> None:
         self.partition = partition
         self.scale_lr = scale_lr
-        self.freeze_times = schedule.freeze_times(len(partition.units), t_0, how_scale, unit_costs, cost_shift)
-        self.stages = schedule.freeze_stages(len(partition.units))
+        self.freeze_times = schedule.freeze_times(
+            len(partition.units), t_0, how_scale, unit_costs, cost_shift, partition.heads
+        )
+        self.limit_stages(None)
         self.freezer = UnitFreezer(model, partition.units, batchnorm, fuse_frozen)
         initial_factors = schedule.lr_factors(0.0, self.freeze_times, scale_lr)
-        self.groups = UnitGroups(optimizer, model, partition.units, initial_factors, schedulers)
+        self.groups = UnitGroups(
+            optimizer,
+            model,
+            partition.units,
+            initial_factors,
+            schedulers,
+            lambda: self.check_gradients(finished=False),
+        )
+        self._watch = GradientWatch(model, observed)
+        self._watch.start(self._trained())
         self._sizes = [sum(model.get_parameter(p).numel() for p in unit.parameters) for unit in partition.units]
         self._shares = [size / sum(self._sizes) for size in accumulate(self._sizes, initial=0)]
 
@@ -117,7 +128,40 @@ class LayerFreezer:
         Raises:
             ValueError: If it is out of range.
         """
-        self.stages = schedule.freeze_stages(len(self.partition.units), max_stages)
+        freezing = len(self.partition.units) - self.partition.heads
+        self.stages = schedule.freeze_stages(freezing + 1, max_stages)
+
+    def learn(self, partition: Partition) -> None:
+        """Takes in what a training step has shown of units that were known before.
+
+        Args:
+            partition (Partition): The same units, with the modules that have to stand still.
+        """
+        self.partition = partition
+        self.freezer.learn(partition.units)
+
+    def saved(self, frozen_at: Sequence[int]) -> Saved:
+        """What a checkpoint has to hold.
+
+        Args:
+            frozen_at (Sequence[int]): Batches trained before each frozen unit froze, one per frozen unit.
+        """
+        return Saved(self.partition, tuple(frozen_at), self.groups.units_removed, self.freezer.folding.known())
+
+    def restore(self, saved: Saved) -> bool:
+        """Freezes what was frozen, and removes what was removed, when a checkpoint was made.
+
+        Args:
+            saved (Saved): What it holds; its units are these.
+
+        Returns:
+            bool: Whether the set of frozen units has changed.
+        """
+        self.groups.set_removed(saved.units_removed)
+        self.groups.split()
+        changed = self.freezer.set_frozen(len(saved.frozen_at))
+        self.freezer.folding.learn(saved.folding)
+        return changed
 
     @property
     def units_frozen(self) -> int:
@@ -129,12 +173,14 @@ class LayerFreezer:
         """Share of the trainable parameters that is frozen, in ``[0, 1)``."""
         return self._shares[self.units_frozen]
 
-    def batch_start(self, progress: float, warmup: float = 0.0) -> bool:
+    def batch_start(self, progress: float, warmup: float = 0.0, running: bool = False) -> bool:
         """Sets the learning rates of the next batch, and freezes the units whose time has come.
 
         Args:
             progress (float): Batches done over batches in all, in ``[0, 1)``.
             warmup (float): Progress at which the warm-up ends, in ``[0, freeze_times[0])``; 0 for none.
+            running (bool): Whether the batch has run forward already. Then units freeze with the next one, and those
+                whose time has come have a learning rate of zero until then.
 
         Returns:
             bool: Whether the set of frozen units has changed.
@@ -144,17 +190,53 @@ class LayerFreezer:
         """
         check_warmup(warmup, self.freeze_times[0])
         count = schedule.units_frozen(progress, self.freeze_times, self.stages)
+        factors = schedule.lr_factors(progress, self.freeze_times, self.scale_lr, warmup)
+        if running:
+            self.groups.set_learning_rates(factors)
+            return False
+        self.check_gradients()
         if count < self.groups.units_removed:
             self.groups.set_removed(count)
         changed = self.freezer.set_frozen(count)
-        self.groups.set_learning_rates(schedule.lr_factors(progress, self.freeze_times, self.scale_lr, warmup))
+        self.groups.set_learning_rates(factors)
         if changed:
             self.groups.forget_wrappers(count)
+            self._watch.start(self._trained())
         return changed
+
+    def follow(self, model: nn.Module, compiled: bool) -> None:
+        """Lets what surrounds the model know that other parameters are trainable now.
+
+        Args:
+            model (nn.Module): The model as it is trained, with its data-parallel wrapper.
+            compiled (bool): Whether a part of it is compiled.
+        """
+        settled = self.freezer.frozen_norms
+        agree_on_buffers(settled)
+        if isinstance(model, DistributedDataParallel):
+            restart_ddp(model, settled)
+        if compiled:
+            forget_compiled()
 
     def epoch_end(self) -> None:
         """Takes the frozen units out of the optimizer and releases their optimizer state."""
         self.groups.set_removed(self.units_frozen)
+
+    def _trained(self) -> list[str]:
+        return [name for unit in self.partition.units[self.units_frozen :] for name in unit.parameters]
+
+    def check_gradients(self, finished: bool = True) -> None:
+        """Makes sure, in the first batch after a freeze, that what still trains has got its gradients.
+
+        Args:
+            finished (bool): Whether the backward pass is over. If not, and there are none, they may be computed yet.
+
+        Raises:
+            ValueError: If a parameter has got none, although it has a part in the batch.
+        """
+        if self._watch.is_watching:
+            frozen = self.partition.units[: self.units_frozen]
+            self._watch.check(repr(frozen[-1].name) if frozen else 'nothing', finished)
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rate of every unit, 0 for those that have left the optimizer."""
@@ -189,82 +271,13 @@ def check_warmup(warmup: float, first_freeze: float) -> None:
         )
 
 
-def apply_freezeout(
-    model: nn.Module,
-    optimizer: Optimizer,
-    forward: Callable[[], object] | None = None,
-    t_0: float = 0.8,
-    how_scale: HowScale = 'cubic',
-    scale_lr: bool = True,
-    layers: Sequence[str] | None = None,
-    granularity: Granularity = 'module',
-    batchnorm: BatchNormMode = 'eval',
-    fuse_frozen: bool = True,
-    unit_costs: Sequence[float] | None = None,
-    cost_shift: float = COST_SHIFT,
-) -> LayerFreezer:
-    """Sets up `FreezeOut <https://arxiv.org/abs/1706.04983>`_ for a training loop without a trainer.
-
-    Splits the optimizer's param groups in place, one per unit, and returns the object that anneals and freezes them.
-
-    Example:
-        .. code-block:: python
-
-            freezer = apply_freezeout(model, optimizer, lambda: model(example_inputs))
-            for epoch in range(epochs):
-                model.train()
-                for batch, (inputs, targets) in enumerate(loader):
-                    freezer.batch_start((epoch * len(loader) + batch) / (epochs * len(loader)))
-                    optimizer.zero_grad()
-                    loss_fn(model(inputs), targets).backward()
-                    optimizer.step()
-                freezer.epoch_end()
-
-    Args:
-        model (nn.Module): The model.
-        optimizer (Optimizer): Its optimizer.
-        forward (Callable[[], object], optional): Runs the model once on an example batch, to see in which order it uses
-            its parameters. May be left out if ``layers`` gives the order.
-        t_0 (float): Freeze time of the first unit before scaling, in ``(0, 1]``. Default: ``0.8``.
-        how_scale (str): ``'linear'``, ``'squared'`` or ``'cubic'``. Default: ``'cubic'``.
-        scale_lr (bool): Whether learning rates are scaled by ``1 / t_i``. Default: ``True``.
-        layers (Sequence[str], optional): Regular expressions over module names, one unit each, first to freeze first.
-        granularity (str): ``'module'`` or ``'block'``. Default: ``'module'``.
-        batchnorm (str): What a frozen BatchNorm does in training: ``'eval'``, ``'batch'`` or ``'update'``.
-            Default: ``'eval'``.
-        fuse_frozen (bool): Whether a frozen prefix runs with the operators of inference while the model trains:
-            BatchNorm folded into the convolution before it, attention without dropout in one operator. Faster, and
-            equal to rounding. Default: ``True``.
-        unit_costs (Sequence[float], optional): What freezing each unit saves of a step, in any unit of cost, first unit
-            first; expensive units then freeze earlier and cheap ones later, which is not the paper's schedule. Default:
-            ``None``, the paper's.
-        cost_shift (float): How much earlier a unit freezes that costs twice the average, as a fraction of training, in
-            ``(0, 1]``. Default: ``0.25``.
-
-    Returns:
-        LayerFreezer: To be called at the start of each batch and at the end of each epoch.
+def check_stages(max_stages: int | None) -> None:
+    """Checks how often units may freeze.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of range or the model can't be split as asked.
+        TypeError: If it is neither a whole number nor None.
+        ValueError: If it is below 1.
     """
-    check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fuse_frozen, unit_costs, cost_shift)
-    if not isinstance(model, nn.Module) or isinstance(model, (DistributedDataParallel, nn.DataParallel)):
-        raise TypeError(f'model must be a module, without a data-parallel wrapper, got {type(model).__name__}')
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f'optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}')
-    if forward is not None and (not callable(forward) or forward is model):
-        raise TypeError('forward must be a function without arguments, such as `lambda: model(example_inputs)`')
-    usage = trace_usage(model, forward) if forward is not None else None
-    return LayerFreezer(
-        model,
-        optimizer,
-        partition_model(model, usage, layers, granularity),
-        t_0=t_0,
-        how_scale=how_scale,
-        scale_lr=scale_lr,
-        batchnorm=batchnorm,
-        fuse_frozen=fuse_frozen,
-        unit_costs=unit_costs,
-        cost_shift=cost_shift,
-    )
+    if max_stages is not None and (isinstance(max_stages, bool) or not isinstance(max_stages, int)):
+        raise TypeError(f'max_stages must be a whole number of at least 1, or None, got {max_stages!r}')
+    schedule.freeze_stages(1, max_stages)

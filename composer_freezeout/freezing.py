@@ -1,16 +1,25 @@
 """Makes the first ``k`` units of a model frozen: no gradient, no update, no drift of running statistics."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
+from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
+from composer_freezeout.activation_checkpoints import Nonreentrant
 from composer_freezeout.folding import BatchNormFolding, runs_otherwise
-from composer_freezeout.partition import Unit
+from composer_freezeout.observation import tensors_in
+from composer_freezeout.units import Unit
 
-__all__ = ['BatchNormMode', 'UnitFreezer', 'check_batchnorm']
+__all__ = ['BatchNormMode', 'UnitFreezer', 'anchored', 'check_batchnorm']
 
 BatchNormMode = Literal['eval', 'batch', 'update']
+
+_requires_grad = attrgetter('requires_grad')
+_grad = attrgetter('grad')
 
 
 def check_batchnorm(batchnorm: str) -> None:
@@ -21,6 +30,25 @@ def check_batchnorm(batchnorm: str) -> None:
     """
     if batchnorm not in get_args(BatchNormMode):
         raise ValueError(f'batchnorm must be one of {", ".join(get_args(BatchNormMode))}, got {batchnorm!r}')
+
+
+def anchored(values: Any) -> Any:
+    """Lets a backward pass start from values that no trained parameter stands behind, and end there at once.
+
+    Args:
+        values (Any): Tensors, such as a loss, in any nesting of containers.
+
+    Returns:
+        Any: The same values; their floating-point tensors require a gradient if none of them did.
+    """
+    if any(map(_requires_grad, tensors_in(values))):
+        return values
+    return tree_map(
+        lambda leaf: (
+            leaf.detach().requires_grad_() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+        ),
+        values,
+    )
 
 
 class UnitFreezer:
@@ -62,17 +90,40 @@ class UnitFreezer:
         self.units_frozen = 0
         self._released = False
         self._parameters = {name: model.get_parameter(name) for unit in units for name in unit.parameters}
+        self._frozen: list[nn.Parameter] = []
         self.frozen_norms: list[Any] = []
-        self._modes: list[dict[str, Any]] = []
-        self._others: list[nn.Module] = []
-        self._fused: list[nn.Module] = []
-        if batchnorm == 'batch':
-            for name in (norm for unit in units for norm in unit.norms):
-                if not isinstance(model.get_submodule(name), nn.modules.batchnorm._BatchNorm):
-                    raise ValueError(
-                        f"batchnorm='batch' needs BatchNorm layers, but {name!r} is "
-                        f"{type(model.get_submodule(name)).__name__}; use 'eval' or 'update'"
-                    )
+        self._held: list[_Mode] = []
+        self._scripted: list[_Mode] = []
+        self._fused: list[_Mode] = []
+        self._without_tracking: list[Any] = []
+        self._around = _AroundForward(self)
+        self._check_norms()
+
+    def learn(self, units: Sequence[Unit]) -> None:
+        """Takes in which modules have to stand still.
+
+        Args:
+            units (Sequence[Unit]): The units as they are, with their norms.
+
+        Raises:
+            ValueError: If ``batchnorm`` is ``'batch'`` and one of them does not have that meaning.
+        """
+        self.units = tuple(units)
+        self._check_norms()
+        self._release_norms()
+        self._settle(self.units_frozen)
+        self.hold_modes()
+
+    def _check_norms(self) -> None:
+        if self.batchnorm != 'batch':
+            return
+        for name in (norm for unit in self.units for norm in unit.norms):
+            if not isinstance(self.model.get_submodule(name), nn.modules.batchnorm._BatchNorm):
+                raise ValueError(
+                    f"batchnorm='batch' needs BatchNorm layers, but {name!r} is "
+                    f"{type(self.model.get_submodule(name)).__name__}, and training changes its buffers; use 'eval' or "
+                    "'update'"
+                )
 
     def set_frozen(self, count: int) -> bool:
         """Freezes the first ``count`` units, after a :meth:`release` too, and thaws the others.
@@ -86,18 +137,28 @@ class UnitFreezer:
         changed = count != self.units_frozen
         if changed:
             self._release_norms()
-            for unit in self.units[min(count, self.units_frozen) : max(count, self.units_frozen)]:
+            for unit in self.units[count : self.units_frozen]:
                 for name in unit.parameters:
-                    parameter = self._parameters[name]
-                    parameter.requires_grad_(count < self.units_frozen)
-                    # A gradient left behind would be clipped, averaged and applied with the others.
-                    parameter.grad = None
+                    self._parameters[name].requires_grad_(True)
+            self._frozen = [self._parameters[name] for unit in self.units[:count] for name in unit.parameters]
             self.units_frozen = count
+        self.hold_parameters()
         if changed or self._released:
             self._settle(count)
         self._released = False
         self.hold_modes()
         return changed
+
+    def hold_parameters(self) -> None:
+        """Freezes again what others have thawed, as code does that switches ``requires_grad`` of a whole model.
+
+        A gradient left behind would be clipped, averaged and applied with the others.
+        """
+        # In every batch and for every parameter, hence without a line of Python for each.
+        if any(map(_requires_grad, self._frozen)) or any(gradient is not None for gradient in map(_grad, self._frozen)):
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
+                parameter.grad = None
 
     def hold_modes(self) -> None:
         """Keeps the statistics of frozen layers still, and their operators those of inference.
@@ -105,21 +166,23 @@ class UnitFreezer:
         To be called before every forward pass in training, as ``model.train()`` undoes it.
         """
         # In every batch and for every layer: past `nn.Module.__setattr__`, which takes far longer than the rest.
-        for attributes in self._modes:
-            attributes['training'] = False
-        if self.batchnorm == 'eval':
-            for norm in self._others:
-                if norm.training:
-                    norm.eval()
-        else:
-            for norm in self.frozen_norms:
-                # In training mode this means batch statistics and no update; evaluation still uses the running ones.
-                norm.track_running_stats = False
+        for mode in self._held:
+            if mode.attributes['training']:
+                mode.attributes['training'] = False
+                mode.wanted = True
+        for mode in self._scripted:
+            if mode.module.training:
+                mode.module.training = False
+                mode.wanted = True
+        for norm in self._without_tracking:
+            # In training mode this means batch statistics and no update; evaluation still uses the running ones.
+            norm.track_running_stats = False
 
     def release(self) -> None:
         """Gives the layers of frozen units their own behaviour back; their parameters stay frozen."""
         self._release_norms()
         self.folding.release()
+        self._around.remove()
         self._released = True
 
     def _settle(self, count: int) -> None:
@@ -127,29 +190,93 @@ class UnitFreezer:
         if self.batchnorm != 'update':
             names = (norm for unit in self.units[:count] for norm in unit.norms)
             self.frozen_norms = [self.model.get_submodule(name) for name in names]
-        if self.fuse_frozen and count and not runs_otherwise(self.model):
-            self._fused = [module for module in self.model.modules() if _is_fusible(module)]
-        held = self.frozen_norms if self.batchnorm == 'eval' else []
-        self._modes = [vars(module) for module in (*filter(_is_leaf, held), *self._fused)]
-        self._others = [norm for norm in held if not _is_leaf(norm)]
+        self._around.remove()
+        as_it_stands = not runs_otherwise(self.model)
+        if count and as_it_stands:
+            self._around.put()
+        held: list[nn.Module] = []
+        if self.batchnorm == 'eval':
+            held += self.frozen_norms
+        else:
+            self._without_tracking = [norm for norm in self.frozen_norms if norm.track_running_stats]
+        if self.fuse_frozen and count and as_it_stands:
+            held += [module for module in self.model.modules() if _is_fusible(module)]
+        for module in held:
+            (self._scripted if isinstance(module, torch.jit.ScriptModule) else self._held).append(_Mode(module))
         if self.fuse_frozen and self.batchnorm == 'eval':
             self.folding.fold(self.frozen_norms)
 
     def _release_norms(self) -> None:
         self.folding.fold(())
-        for norm in self.frozen_norms:
-            if self.batchnorm == 'eval':
-                norm.train(self.model.training)
-            else:
-                norm.track_running_stats = True
-        for module in self._fused:
-            module.training = self.model.training
-        self.frozen_norms, self._modes, self._others, self._fused = [], [], [], []
+        for mode in (*self._held, *self._scripted):
+            mode.release(self.model.training)
+        for norm in self._without_tracking:
+            norm.track_running_stats = True
+        self.frozen_norms, self._held, self._scripted, self._without_tracking = [], [], [], []
 
 
-def _is_leaf(module: nn.Module) -> bool:
-    """Whether all that `train` does to a module is to note the mode."""
-    return type(module).train is nn.Module.train and not module._modules
+class _Mode:
+    """The mode of a module, which is kept in evaluation, and what its owner wants it to be.
+
+    Its own mode alone: what is inside of it may still train.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = vars(module)
+        self.wanted = module.training
+
+    def release(self, training: bool) -> None:
+        self.module.training = self.wanted and training
+
+
+class _AroundForward:
+    """What has to be seen to whenever a model with frozen units runs forward, whoever calls it.
+
+    Args:
+        freezer (UnitFreezer, optional): What keeps the units frozen. A copy of this object, which a copy of the model
+            has among its hooks, has none and does nothing.
+    """
+
+    def __init__(self, freezer: 'UnitFreezer | None' = None) -> None:
+        self._freezer = freezer
+        self._checkpoints = Nonreentrant()
+        self._hooks: list[RemovableHandle] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _AroundForward, ()
+
+    def put(self) -> None:
+        """Puts the hooks on the model."""
+        assert self._freezer is not None
+        model = self._freezer.model
+        self._hooks = [
+            model.register_forward_pre_hook(self._enter),
+            model.register_forward_hook(self._leave, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _enter(self, module: nn.Module, _: object) -> None:
+        # Compilers look into hooks, and nn.DataParallel runs copies that share them.
+        if torch.compiler.is_compiling() or self._freezer is None or module is not self._freezer.model:
+            return
+        if module.training and torch.is_grad_enabled():
+            self._freezer.hold_parameters()
+            self._freezer.hold_modes()
+        self._checkpoints.enter()
+
+    def _leave(self, module: nn.Module, _: object, output: Any) -> Any:
+        if torch.compiler.is_compiling() or self._freezer is None or module is not self._freezer.model:
+            return None
+        self._checkpoints.leave()
+        if output is None or not module.training or not torch.is_grad_enabled():
+            return None
+        return anchored(output)
 
 
 def _is_fusible(module: nn.Module) -> bool:

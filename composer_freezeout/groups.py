@@ -5,7 +5,7 @@ first unit first, must leave from the end of the list.
 """
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout.multi_tensor import MergedGroups
-from composer_freezeout.partition import Unit
+from composer_freezeout.units import Unit
 
-__all__ = ['BASE_LR', 'UNIT', 'UnitGroups']
+__all__ = ['BASE_LR', 'UNIT', 'UnitGroups', 'check_optimizer']
 
 # Keys of a param group while it is split.
 UNIT = 'freezeout_unit'
@@ -45,6 +45,7 @@ class UnitGroups:
         initial_factors (Sequence[float]): Factor of each unit's learning rate at the start, in ``(0, ∞)``; fixes
             ``initial_lr``, by which schedulers and decoupled weight decay scale.
         schedulers (Iterable[LRScheduler]): Schedulers of this optimizer, kept aligned with its groups.
+        before_step (Callable[[], None], optional): Called before each step of the optimizer.
 
     Raises:
         ValueError: If the optimizer holds no parameter of the units, or has no learning rate per group.
@@ -57,10 +58,11 @@ class UnitGroups:
         units: Sequence[Unit],
         initial_factors: Sequence[float],
         schedulers: Iterable[LRScheduler] = (),
+        before_step: Callable[[], None] | None = None,
     ) -> None:
         if isinstance(previous := getattr(optimizer, _OWNER, None), UnitGroups):
             previous.detach()
-        _check_optimizer(optimizer, model, units)
+        check_optimizer(optimizer, (model.get_parameter(name) for unit in units for name in unit.parameters))
         self.optimizer = optimizer
         self.units_removed = 0
         self._units = tuple(units)
@@ -78,9 +80,12 @@ class UnitGroups:
         self.track_schedulers(schedulers)
         self._hooks = [
             optimizer.register_state_dict_pre_hook(lambda *_: self.join(with_state=True)),
+            optimizer.register_load_state_dict_pre_hook(lambda *_: self.join()),
             # Nobody may step with the groups joined: they have one learning rate for all units.
             optimizer.register_step_pre_hook(lambda *_: self.split()),
         ]
+        if before_step is not None:
+            self._hooks.append(optimizer.register_step_pre_hook(lambda *_: before_step()))
         self._merged = MergedGroups(_nested(optimizer)[-1])
         setattr(optimizer, _OWNER, self)
         self.split()
@@ -268,14 +273,23 @@ def _nested(optimizer: Optimizer) -> list[Optimizer]:
     return chain
 
 
-def _check_optimizer(optimizer: Optimizer, model: nn.Module, units: Sequence[Unit]) -> None:
+def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Checks that units can have learning rates of their own.
+
+    Args:
+        optimizer (Optimizer): The optimizer.
+        parameters (Iterable[nn.Parameter]): The model's trainable parameters.
+
+    Raises:
+        ValueError: If it holds none of the parameters, or has no learning rate per group.
+    """
     if any(isinstance(o, torch.optim.LBFGS) for o in _nested(optimizer)):
         raise ValueError(
             'LBFGS has one learning rate for all parameters and would go on moving frozen ones; use an optimizer with '
             'param groups, such as SGD or AdamW'
         )
     listed = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
-    if not any(id(model.get_parameter(name)) in listed for unit in units for name in unit.parameters):
+    if not any(id(parameter) in listed for parameter in parameters):
         raise ValueError(
             "the optimizer holds none of the model's trainable parameters; make it from the `model.parameters()` of"
             ' the model to train'

@@ -47,12 +47,13 @@ from composer_freezeout.cost import (
 from composer_freezeout.data import build_data
 from composer_freezeout.flops import UnitFlops, step_flops_by_units_frozen, unit_flops
 from composer_freezeout.models import build_model
-from composer_freezeout.partition import Partition, Unit
+from composer_freezeout.partition import Partition
 from composer_freezeout.predict import partition_for
 from composer_freezeout.profile import Loading, StepProfile, counts_to_measure, profile_loading, profile_steps
 from composer_freezeout.progress import as_progress
 from composer_freezeout.registry import Bound, bind, constructed
 from composer_freezeout.schedule import HowScale, freeze_stages, freeze_times
+from composer_freezeout.units import Unit
 
 __all__ = ['CostAware', 'Measured', 'Plan', 'PlannedUnit', 'Prediction', 'make_plan', 'plan_as_json']
 
@@ -184,6 +185,7 @@ class Plan:
         cost_shift (float): Likewise.
         warmup (float): Progress at which the warm-up ends, in ``[0, ∞)``.
         stages (int): How often units freeze.
+        heads (int): How many of the last units train to the end.
         units (tuple[PlannedUnit, ...]): First to freeze first.
         predictions (tuple[Prediction, ...]): One per cost model.
         relied_on (str): The cost model that fits this run best: ``'seconds'`` if they are those of the device that the
@@ -207,6 +209,7 @@ class Plan:
     cost_shift: float
     warmup: float
     stages: int
+    heads: int
     units: tuple[PlannedUnit, ...]
     predictions: tuple[Prediction, ...]
     relied_on: CostModel
@@ -270,7 +273,7 @@ def make_plan(
     partition = _partition(model, data.example, freezeout, index)
     units = partition.units
     with constructed(f'algorithms.{index}', vars(freezeout)):
-        times = freezeout.freeze_times(len(units))
+        times = freezeout.freeze_times(len(units), heads=partition.heads)
     flops = [UnitFlops(*_per_sample(unit)) for unit in unit_flops(model, data.example, units)]
     profile = None
     if profile_repeats is not None:
@@ -289,7 +292,8 @@ def make_plan(
             counts=counts,
         )
 
-    stages = freeze_stages(len(units), freezeout.max_stages or (DEFAULT_STAGES if is_compiled(model) else None))
+    max_stages = freezeout.max_stages or (DEFAULT_STAGES if is_compiled(model) else None)
+    stages = freeze_stages(len(units) - partition.heads + 1, max_stages)
     costs: dict[CostModel, list[float]] = {
         'paper': in_stages(paper_costs([unit.forward for unit in flops]), stages),
         'flops': in_stages(_per_sample(step_flops_by_units_frozen(model, data.example, units)), stages),
@@ -299,11 +303,13 @@ def make_plan(
         steps = {count: step.total for count, step in profile.scaled(config.train_data.batch_size).items()}
         seconds = interpolated(steps, len(units))
         costs['seconds'] = in_stages(seconds, stages)
-        cost_aware = _cost_aware(seconds, costs['seconds'], len(steps) == len(units), freezeout)
-    predictions = tuple(_prediction(name, cost, freezeout, target, profile) for name, cost in costs.items())
+        cost_aware = _cost_aware(seconds, costs['seconds'], len(steps) == len(units), freezeout, partition.heads)
+    predictions = tuple(
+        _prediction(name, cost, freezeout, partition.heads, target, profile) for name, cost in costs.items()
+    )
     saving = {prediction.model: prediction.saving for prediction in predictions}
     as_asked = profile is not None and _is_as_asked(config, device, precision)
-    measured = profile and _measured(profile, config, costs['seconds'], data.loading, freezeout)
+    measured = profile and _measured(profile, config, costs['seconds'], data.loading, times)
 
     stretch = 1 / (1 - saving['flops']) if freezeout.const_time else 1.0
     if freezeout.const_time:
@@ -325,6 +331,7 @@ def make_plan(
         cost_shift=freezeout.cost_shift,
         warmup=warmup,
         stages=len(stages) - 1,
+        heads=partition.heads,
         units=_planned_units(
             _sizes(model, units),
             flops,
@@ -491,25 +498,31 @@ def _partition(model: ComposerModel, example: Any, freezeout: FreezeOut, index: 
 
 
 def _cost_aware(
-    seconds: Sequence[float], step_costs: Sequence[float], measured_at_each: bool, freezeout: FreezeOut
+    seconds: Sequence[float], step_costs: Sequence[float], measured_at_each: bool, freezeout: FreezeOut, heads: int
 ) -> CostAware | None:
     unit_costs = measured_unit_costs([1e3 * second for second in seconds])
     if not any(unit_costs):
         return None
-    settings = (len(seconds), freezeout.t_0, freezeout.how_scale)
+    times = partial(freeze_times, len(seconds), freezeout.t_0, freezeout.how_scale, heads=heads)
     return CostAware(
         unit_costs=tuple(unit_costs),
         measured_at_each=measured_at_each,
         cost_shift=freezeout.cost_shift,
-        saving=predicted_saving(step_costs, freeze_times(*settings, unit_costs, freezeout.cost_shift)),
-        paper_saving=predicted_saving(step_costs, freeze_times(*settings)),
+        saving=predicted_saving(step_costs, times(unit_costs, freezeout.cost_shift)),
+        paper_saving=predicted_saving(step_costs, times()),
     )
 
 
 def _prediction(
-    name: CostModel, costs: Sequence[float], freezeout: FreezeOut, target: float | None, profile: StepProfile | None
+    name: CostModel,
+    costs: Sequence[float],
+    freezeout: FreezeOut,
+    heads: int,
+    target: float | None,
+    profile: StepProfile | None,
 ) -> Prediction:
-    saving = saving_by_t_0(costs, partial(freezeout.freeze_times, len(costs)))
+    times = partial(freezeout.freeze_times, len(costs), heads=heads)
+    saving = saving_by_t_0(costs, times)
     t_0 = None
     if target is not None and target < largest_saving(saving):
         t_0 = solve_t_0(saving, target)
@@ -519,7 +532,7 @@ def _prediction(
         saving=saving(freezeout.t_0),
         largest=largest_saving(saving),
         t_0=t_0,
-        first_freeze=None if t_0 is None else freezeout.freeze_times(len(costs), t_0)[0],
+        first_freeze=None if t_0 is None else times(t_0)[0],
         step_costs=tuple(costs),
     )
 
@@ -534,13 +547,13 @@ def _meaning(name: CostModel, profile: StepProfile | None) -> str:
 
 
 def _measured(
-    profile: StepProfile, config: RunConfig, costs: Sequence[float], loading: Loading | None, freezeout: FreezeOut
+    profile: StepProfile, config: RunConfig, costs: Sequence[float], loading: Loading | None, times: Sequence[float]
 ) -> Measured:
     wait_share = saving = None
     if loading is not None:
         waiting = with_loading(costs, loading.seconds, loading.overlapped)
         wait_share = 1 - costs[0] / waiting[0]
-        saving = predicted_saving(waiting, freezeout.freeze_times(len(waiting)))
+        saving = predicted_saving(waiting, times)
     return Measured(
         device=torch.cuda.get_device_name() if profile.device.type == 'cuda' else 'CPU',
         precision=profile.precision,

@@ -38,7 +38,7 @@ def plot_schedules(plan: 'Plan', path: Path) -> None:
         len(scales), 2, sharex=True, figsize=(10, 0.6 + 3.1 * len(scales)), layout='constrained', squeeze=False
     )
     for how_scale, row in zip(scales, rows, strict=True):
-        times = freeze_times(len(plan.units), plan.t_0, how_scale, plan.unit_costs, plan.cost_shift)
+        times = freeze_times(len(plan.units), plan.t_0, how_scale, plan.unit_costs, plan.cost_shift, plan.heads)
         for scale_lr, axes in zip((False, True), row, strict=True):
             _draw_schedule(axes, times, colours, scale_lr, plan.warmup if plan.warmup < times[0] else 0.0)
             planned = (how_scale, scale_lr) == (plan.how_scale, plan.scale_lr)

@@ -1,5 +1,6 @@
 """Predicts from FLOPs what share of a training run an algorithm saves."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from composer.models import ComposerModel
 
 from composer_freezeout.algorithm import FreezeOut
 from composer_freezeout.cost import in_stages, predicted_saving
-from composer_freezeout.flops import on_meta, step_flops, step_flops_by_units_frozen
-from composer_freezeout.partition import Partition, partition_model, trace_usage
+from composer_freezeout.flops import losses_of, on_meta, step_flops, step_flops_by_units_frozen
+from composer_freezeout.partition import Partition, partition_model
+from composer_freezeout.rehearsal import rehearse
 from composer_freezeout.schedule import freeze_stages
 
 __all__ = ['freezeout_saving', 'layer_freezing_saving', 'match_layer_freezing', 'partition_for', 'predict_saving']
@@ -31,8 +33,9 @@ def partition_for(model: ComposerModel, batch: Any, freezeout: FreezeOut) -> Par
     Returns:
         Partition: The units.
     """
-    usage = trace_usage(model, lambda: model.loss(model(batch), batch))
-    return partition_model(model, usage, freezeout.layers, freezeout.granularity)
+    example = copy.deepcopy(batch)
+    observed = rehearse(model, lambda: losses_of(model.loss(model(example), example)))
+    return partition_model(model, observed, freezeout.layers, freezeout.granularity)
 
 
 def freezeout_saving(model: ComposerModel, batch: Any, freezeout: FreezeOut) -> float:
@@ -46,10 +49,10 @@ def freezeout_saving(model: ComposerModel, batch: Any, freezeout: FreezeOut) -> 
     Returns:
         float: In ``[0, 1)``.
     """
-    units = partition_for(model, batch, freezeout).units
-    costs = step_flops_by_units_frozen(model, batch, units)
-    stages = freeze_stages(len(units), freezeout.max_stages)
-    return predicted_saving(in_stages(costs, stages), freezeout.freeze_times(len(units)))
+    partition = partition_for(model, batch, freezeout)
+    costs = step_flops_by_units_frozen(model, batch, partition.units)
+    stages = freeze_stages(len(costs) - partition.heads + 1, freezeout.max_stages)
+    return predicted_saving(in_stages(costs, stages), freezeout.freeze_times(len(costs), heads=partition.heads))
 
 
 def layer_freezing_saving(model: ComposerModel, batch: Any, layer_freezing: LayerFreezing, epochs: int) -> float:

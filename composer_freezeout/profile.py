@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from composer_freezeout.freezing import BatchNormMode, UnitFreezer
-from composer_freezeout.partition import Unit
+from composer_freezeout.units import Unit
 
 __all__ = ['Loading', 'StepProfile', 'StepSeconds', 'counts_to_measure', 'profile_loading', 'profile_steps']
 

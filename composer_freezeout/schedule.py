@@ -11,9 +11,18 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from composer_freezeout.allocation import COST_SHIFT, cost_aware_times
+from composer_freezeout.allocation import COST_SHIFT, check_unit_count, cost_aware_times
 
-__all__ = ['HowScale', 'check_schedule', 'freeze_stages', 'freeze_times', 'lr_factor', 'lr_factors', 'units_frozen']
+__all__ = [
+    'HowScale',
+    'check_progress',
+    'check_schedule',
+    'freeze_stages',
+    'freeze_times',
+    'lr_factor',
+    'lr_factors',
+    'units_frozen',
+]
 
 HowScale = Literal['linear', 'squared', 'cubic']
 
@@ -47,12 +56,13 @@ def freeze_times(
     how_scale: str = 'cubic',
     unit_costs: Sequence[float] | None = None,
     cost_shift: float = COST_SHIFT,
+    heads: int = 1,
 ) -> tuple[float, ...]:
     r"""Progress at which each unit freezes.
 
     :math:`t_i = f(t_0 + (1 - t_0)\,i / (n - 1))` with :math:`f(x) = x`, :math:`x^2` or :math:`x^3` (section 3 of the
     paper; the squared scale is from its published code). The last unit trains to the end; with one unit ``t_0`` is
-    unused.
+    unused. Of several heads each trains to the end, as the last unit does.
 
     Args:
         num_units (int): Number of units ``n``, in ``[1, ∞)``.
@@ -61,9 +71,10 @@ def freeze_times(
         unit_costs (Sequence[float], optional): What freezing each unit saves of a step; times are shifted by them.
             Default: ``None``, the paper's times.
         cost_shift (float): How far, in ``(0, 1]`` (see :func:`.cost_aware_times`).
+        heads (int): How many of the last units train to the end, in ``[1, num_units]``.
 
     Returns:
-        tuple[float, ...]: ``n`` times in ``(0, 1]``, ascending; the last is exactly 1.
+        tuple[float, ...]: ``n`` times in ``(0, 1]``, ascending; those of the heads are exactly 1.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -72,13 +83,20 @@ def freeze_times(
     check_schedule(t_0, how_scale)
     if num_units < 1:
         raise ValueError(f'num_units must be at least 1, got {num_units}')
+    if not 1 <= heads <= num_units:
+        raise ValueError(f'heads must be in [1, {num_units}], the number of units, got {heads}')
+    if unit_costs is not None:
+        check_unit_count(unit_costs, num_units)
     exponent = _EXPONENT[how_scale]
-    times = [(t_0 + (1 - t_0) * i / (num_units - 1)) ** exponent for i in range(num_units - 1)]
+    freezing = num_units - heads
+    times = [(t_0 + (1 - t_0) * i / freezing) ** exponent for i in range(freezing)]
     if times and times[0] == 0:
         raise ValueError(f't_0 = {t_0!r} is too small: t_0 ** {exponent} is zero in floating point; use a larger t_0')
     # Set, not computed: rounding can leave the head at 0.999… and freeze it before the end.
     times = (*times, 1.0)
-    return times if unit_costs is None else cost_aware_times(times, unit_costs, cost_shift)
+    if unit_costs is not None:
+        times = cost_aware_times(times, unit_costs[: freezing + 1], cost_shift)
+    return (*times, *[1.0] * (heads - 1))
 
 
 def lr_factor(t: float, t_i: float, scale_lr: bool = True, warmup: float = 0.0) -> float:
@@ -158,7 +176,16 @@ def units_frozen(t: float, times: Sequence[float], stages: Sequence[int] | None 
     Raises:
         ValueError: If ``t`` is outside ``[0, 1)``.
     """
-    if not 0 <= t < 1:
-        raise ValueError(f'progress must be in [0, 1), got {t!r}')
+    check_progress(t)
     due = bisect_right(times, t)
     return due if stages is None else stages[bisect_right(stages, due) - 1]
+
+
+def check_progress(t: float) -> None:
+    """Checks the progress.
+
+    Raises:
+        ValueError: If it is outside ``[0, 1)``.
+    """
+    if not 0 <= t < 1:
+        raise ValueError(f'progress must be in [0, 1), got {t!r}')

@@ -74,6 +74,13 @@ def step(progress: Any, warmup: Any = 0.0) -> Callable[[Path], object]:
     return action
 
 
+def step_alone(folder: Path) -> object:
+    model = chain()
+    optimizer = sgd(model)
+    apply_freezeout(model, optimizer).batch_start(0.0)
+    return optimizer.step()
+
+
 def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=lr)
 
@@ -292,7 +299,7 @@ CASES = [
         'FreezeOut stands more than once in `algorithms`; give it once',
     ),
     case('not a model', functional(model=5, optimizer=None), TypeError, 'model must be a module'),
-    case('wrapped model', functional(model=nn.DataParallel), TypeError, 'without a data-parallel wrapper, got DataP'),
+    case('wrapped model', functional(model=nn.DataParallel), TypeError, 'DistributedDataParallel may wrap, got DataP'),
     # Optimizers.
     case(
         'optimizer of another model',
@@ -339,7 +346,7 @@ CASES = [
     # Without a Trainer.
     case('costs too few', functional(unit_costs=[2, 1, 0]), ValueError, 'the model has 4 units, got 3 numbers'),
     case('cost_shift too large', functional(unit_costs=[2, 1, 0, 0], cost_shift=2), ValueError, 'cost_shift must be'),
-    case('no order', functional(forward=None), ValueError, 'give `layers`, or an example batch to trace'),
+    case('step before the model has run', step_alone, ValueError, 'the model has not been seen to run'),
     case('forward is a batch', functional(forward=IMAGES), TypeError, 'forward must be a function without arguments'),
     case('forward is the model', functional(forward=lambda m: m), TypeError, 'forward must be a function without'),
     case('forward does nothing', functional(forward=lambda m: lambda: 0), ValueError, 'reads none of the trainable'),

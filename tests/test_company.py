@@ -55,7 +55,7 @@ class Witness(Callback):
         optimizer = state.optimizers[0]
         # The one that changes the weights is the innermost.
         optimizer = getattr(optimizer, 'base_optimizer', optimizer)
-        optimizer.register_step_pre_hook(lambda optimizer, *_: self.check_step(state, optimizer))
+        optimizer.register_step_post_hook(lambda optimizer, *_: self.check_step(state, optimizer))
 
     def check_step(self, state: State, optimizer: Optimizer) -> None:
         self.steps += 1
@@ -71,6 +71,9 @@ class Witness(Callback):
                 assert row['frozen'] == (t >= row['t_i'])
 
     def batch_start(self, state: State, logger: Logger) -> None:  # algorithms come before callbacks
+        if self.freezeout._freezer is None:  # the first batch shows the units
+            self.frozen_counts.append(0)
+            return
         units, table = self.freezeout._freezer.partition.units, self.freezeout.unit_table()
         parameters = dict(state.model.named_parameters())
         self.trainable = self.trainable or sorted(name for name, p in parameters.items() if p.requires_grad)
@@ -726,7 +729,7 @@ def test_lr_monitor_shows_the_rates_that_were_used(scheduler):
 
     class Used(Callback):
         def after_load(self, state: State, logger: Logger) -> None:
-            state.optimizers[0].register_step_pre_hook(
+            state.optimizers[0].register_step_post_hook(
                 lambda optimizer, *_: used.append([float(group['lr']) for group in optimizer.param_groups])
             )
 

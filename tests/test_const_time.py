@@ -59,7 +59,7 @@ def test_a_warmup_in_epochs_keeps_its_length():
     freezeout = FreezeOut(0.5, 'linear', t_warmup='1ep', const_time=True)
     run = trainer(classifier(), [freezeout])
     rates = []
-    run.state.optimizers[0].register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]['lr']))
+    run.state.optimizers[0].register_step_post_hook(lambda o, *_: rates.append(o.param_groups[0]['lr']))
     run.fit()
     assert len(rates) > BATCHES
     assert rates.index(max(rates)) == 4

@@ -14,11 +14,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from composer_freezeout import FreezeOut, apply_freezeout
-from composer_freezeout.folding import find_pairs, folded
+from composer_freezeout.folding import BatchNormFolding, folded
 from composer_freezeout.freezer import LayerFreezer
 from composer_freezeout.freezing import UnitFreezer
 from composer_freezeout.models import CifarDenseNet, CifarResNet
-from composer_freezeout.partition import partition_model, trace_usage
+from composer_freezeout.partition import partition_model
+from composer_freezeout.rehearsal import rehearse
 
 from .comparing import assert_equal
 from .networks import chain
@@ -58,9 +59,11 @@ def prepared(
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.uniform_(-0.5, 0.5)
         model(inputs)
-    units = partition_model(model, trace_usage(model, lambda: model(inputs))).units
+    units = partition_model(model, rehearse(model, lambda: model(inputs))).units
     freezer = UnitFreezer(model, units, fuse_frozen=fuse_frozen)
     freezer.set_frozen(len(units) - 1 if units_frozen is None else units_frozen)
+    with torch.random.fork_rng(), torch.no_grad():
+        model(inputs)  # shows the pairs, and runs as it is
     return freezer
 
 
@@ -120,12 +123,13 @@ def test_as_without_folding(name, dtype):
 def test_only_what_is_frozen_is_folded():
     model, inputs = CifarResNet(8), torch.randn(4, 3, 32, 32)
     freezer = prepared(model, inputs, 3)
-    assert counted(lambda: model(inputs)) == (2 * 7, 4 + 7)  # the first time the pairs are found, in one more pass
+    assert counted(lambda: model(inputs)) == (7, 4)
     assert freezer.folding.pairs == {'conv1': 'bn1', 'layer1.0.conv1': 'layer1.0.bn1', 'layer1.0.conv2': 'layer1.0.bn2'}
-    for frozen, batch_norms in ((5, 2), (2, 5), (0, 7), (7, 0)):
+    #           in the first pass, of which those that are new among the frozen ones run as they are, and in the second
+    for frozen, batch_norms in ((5, (4, 2)), (2, (5, 5)), (0, (7, 7)), (7, (2, 0))):
         freezer.set_frozen(frozen)
-        freezer.hold_modes()
-        assert counted(lambda: model(inputs)) == (7, batch_norms)
+        for expected in batch_norms:
+            assert counted(lambda: model(inputs)) == (7, expected)
     model(inputs).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is not None] == ['fc.weight', 'fc.bias']
     freezer.release()
@@ -168,8 +172,8 @@ def test_finding_the_pairs_takes_nothing_from_the_batch():
     assert_close(output, unfolded(model.chain, 0.5 * images, freezer))
 
 
-def test_pairs_do_not_depend_on_chance():
-    """A run that is resumed finds them in another batch, with another random state."""
+def test_what_a_run_has_found_is_known_to_one_that_goes_on():
+    """It would find them in another batch, with another random state, and round otherwise."""
 
     class Random(nn.Module):
         def __init__(self) -> None:
@@ -183,27 +187,37 @@ def test_pairs_do_not_depend_on_chance():
                 x = block(x) if torch.rand(()) < 0.5 else x
             return x
 
-    found = []
-    for seed in range(3):
-        model = Random()
+    def folding(model: Random) -> BatchNormFolding:
         freezer = UnitFreezer(model, ())
         freezer.folding.fold([block[1].eval() for block in model.blocks])
-        torch.manual_seed(seed)
-        model(torch.randn(2, 3, 4, 4))
-        found.append(freezer.folding.pairs)
-    assert 0 < len(found[0]) < 8
-    assert found[0] == found[1] == found[2]
+        return freezer.folding
+
+    first, second = Random(), Random()
+    second.load_state_dict(first.state_dict())
+    found, other = folding(first), folding(second)
+    first(torch.randn(2, 3, 4, 4))
+    assert 0 < len(found.pairs) < 8
+    other.learn(found.known())
+    inputs = torch.randn(2, 3, 4, 4)
+    outputs = []
+    for model in (first, second):
+        torch.manual_seed(1)
+        outputs.append(model(inputs))
+    assert other.pairs == found.pairs
+    assert torch.equal(*outputs)
 
 
-def test_after_a_release_the_pairs_are_found_anew():
+def test_a_norm_in_the_place_of_another_is_found_anew():
     model, inputs = Steps(lambda m, x: m.norm(m.layer(x))).requires_grad_(False), torch.randn(4, 3, 8, 8)
     freezer = UnitFreezer(model, ())
-    for steps, pairs in ((model.steps, {'layer': 'norm'}), (lambda m, x: m.norm(m.layer(x).relu()), {})):
-        model.steps = steps
-        freezer.folding.fold([model.norm.eval()])
-        model(inputs)
-        assert freezer.folding.pairs == pairs
-        freezer.release()
+    freezer.folding.fold([model.norm.eval()])
+    model(inputs)
+    assert freezer.folding.pairs == {'layer': 'norm'}
+    freezer.release()
+    model.norm, model.steps = nn.BatchNorm2d(4).requires_grad_(False), lambda m, x: m.norm(m.layer(x).relu())
+    freezer.folding.fold([model.norm.eval()])
+    model(inputs)
+    assert freezer.folding.pairs == {}
 
 
 def test_evaluation_is_not_folded():
@@ -308,8 +322,15 @@ def test_in_autocast_the_gradients_are_those_of_the_unfolded_model():
 
 def pairs_of(model: nn.Module, inputs: torch.Tensor | None = None) -> dict[str, str]:
     inputs = torch.randn(4, 3, 8, 8) if inputs is None else inputs
-    with torch.no_grad():
-        return find_pairs(model, lambda: model(inputs))
+    for module in model.requires_grad_(False).modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    folding = BatchNormFolding(model)
+    folding.fold([module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)])
+    model(inputs)
+    known = folding.known()
+    folding.release()
+    return {layer: norm for norm, layer in known.layer_of.items() if layer is not None}
 
 
 class Steps(nn.Module):
@@ -442,19 +463,20 @@ def test_a_forward_method_of_ones_own_stays():
 @pytest.mark.parametrize('mode', ['batch', 'update'])
 def test_a_norm_that_does_not_use_its_running_statistics(mode):
     model, inputs = chain(), torch.randn(4, 3, 8, 8)
-    units = partition_model(model, trace_usage(model, lambda: model(inputs))).units
+    units = partition_model(model, rehearse(model, lambda: model(inputs))).units
     UnitFreezer(model.train(), units, mode).set_frozen(3)
     assert counted(lambda: model(inputs)) == (3, 3)
-    assert not model._forward_pre_hooks
+    assert not [hook for hook in model._forward_pre_hooks.values() if isinstance(hook.__self__, BatchNormFolding)]
 
 
 def test_a_model_put_into_training_mode_behind_the_freezers_back():
     model, inputs = chain(), torch.randn(4, 3, 8, 8)
     freezer = prepared(model, inputs)
     model.train()
-    assert counted(lambda: model(inputs))[1] == 6  # the pass that finds the pairs, too
-    freezer.hold_modes()
     assert counted(lambda: model(inputs)) == (3, 0)
+    freezer.release()
+    model.train()
+    assert counted(lambda: model(inputs)) == (3, 3)
 
 
 def test_a_frozen_norm_behind_a_layer_that_trains():
@@ -467,6 +489,10 @@ def test_a_frozen_norm_behind_a_layer_that_trains():
     assert model.conv2.weight.grad is not None
     freezer.folding.fold([model.bn2])
     model.conv2.requires_grad_(False)
+    model(inputs).sum().backward()
+    assert not freezer.folding.pairs  # what is in front of it still trains, and backward reads its output
+    model.requires_grad_(False)
+    freezer.folding.fold([model.bn2])
     model(inputs)
     assert freezer.folding.pairs == {'conv2': 'bn2'}
 
@@ -524,7 +550,9 @@ def test_a_copy_knows_nothing_of_it():
         assert_equal(same.state_dict(), model.state_dict())
         assert counted(lambda same=same: same(inputs)) == (3, 3)
         assert torch.equal(same(inputs), expected)
-        (folding,) = {hook.__self__ for hook in (*same._forward_hooks.values(), *same._forward_pre_hooks.values())}
+        owners = {hook.__self__ for hook in (*same._forward_hooks.values(), *same._forward_pre_hooks.values())}
+        folding, around = sorted(owners, key=lambda owner: not isinstance(owner, BatchNormFolding))
+        assert around._freezer is None
         assert folding._model is None and not folding.pairs
     assert counted(lambda: model(inputs)) == (3, 0)
 
@@ -576,7 +604,7 @@ def test_a_loop_with_layers():
     model, inputs = chain(), torch.randn(4, 3, 8, 8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     freezer = apply_freezeout(model, optimizer, layers=['(conv|bn)1', '(conv|bn)[23]', 'head'], t_0=0.5)
-    for progress, batch_norms in ((0.0, 3), (0.2, 2 + 3), (0.25, 2), (0.9, 0)):
+    for progress, batch_norms in ((0.0, 3), (0.2, 3), (0.25, 2), (0.9, 2), (0.95, 0)):
         freezer.batch_start(progress)
         assert counted(lambda: model(inputs))[1] == batch_norms
     plain = chain()
@@ -679,6 +707,6 @@ def test_compiled_attention_is_left_alone():
     model = Attention()
     model.compile(backend='eager')
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    freezer = apply_freezeout(model, optimizer, layers=['first', 'second', 'head'])
+    freezer = apply_freezeout(model, optimizer, lambda: model(TOKENS), layers=['first', 'second', 'head'])
     freezer.batch_start(freezer.freeze_times[1])
     assert model.first.training

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from composer_freezeout.config import ConfigError, ModelConfig
 from composer_freezeout.models import CifarResNet, build_model
-from composer_freezeout.partition import partition_model, trace_usage
+from composer_freezeout.partition import partition_model
+from composer_freezeout.rehearsal import rehearse
 
 DENSENET = {'name': 'densenet_bc', 'depth': 76, 'growth_rate': 12}
 WRN = {'name': 'wrn', 'depth': 40, 'widen_factor': 4}
@@ -139,13 +140,13 @@ def test_parameters_and_multiply_adds_are_those_counted_by_hand(arguments, by_ha
 )
 def test_units_freeze_in_forward_order_and_every_cut_is_clean(arguments, units, blocks):
     network = model(**arguments).module
-    usage = trace_usage(network, lambda: network(torch.randn(2, 3, 32, 32)))
-    partition = partition_model(network, usage)
+    observed = rehearse(network, lambda: network(torch.randn(2, 3, 32, 32)))
+    partition = partition_model(network, observed)
     assert len(partition.units) == units
     assert partition.describe_bad_cuts() is None
-    first_uses = [min(usage[name].first for name in unit.parameters) for unit in partition.units]
-    assert first_uses == sorted(first_uses)
-    by_block = partition_model(network, usage, granularity='block')
+    uses = [observed.uses[unit.parameters[0]].position for unit in partition.units]
+    assert uses == sorted(uses)
+    by_block = partition_model(network, observed, granularity='block')
     assert len(by_block.units) == blocks and by_block.describe_bad_cuts() is None
 
 

@@ -3,13 +3,14 @@ import torch
 import torchvision
 from torch import nn
 
-from composer_freezeout.partition import Partition, partition_model, trace_usage
+from composer_freezeout.partition import Partition, partition_model
+from composer_freezeout.rehearsal import rehearse
 
 from .networks import DenseNet, ResidualNet, Transformer, chain
 
 
 def partition(model: nn.Module, *inputs: torch.Tensor, **arguments) -> Partition:
-    return partition_model(model, trace_usage(model, lambda: model(*inputs)), **arguments)
+    return partition_model(model, rehearse(model, lambda: model(*inputs)), **arguments)
 
 
 def names(result: Partition) -> list[str]:
@@ -190,7 +191,7 @@ UNITS = {
 def test_torchvision_networks(name):
     model = torchvision.models.get_model(name, weights=None)
     image = torch.zeros(1, 3, SIZES[name], SIZES[name])
-    usage = trace_usage(model, lambda: model(image))
+    usage = rehearse(model, lambda: model(image))
     for granularity, count in zip(('module', 'block'), UNITS[name], strict=True):
         result = partition_model(model, usage, granularity=granularity)
         assert len(result.units) == count
@@ -250,7 +251,7 @@ def test_tracing_changes_nothing():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     rng = torch.get_rng_state()
-    trace_usage(model, lambda: model(torch.rand(2, 3, 8, 8)))
+    rehearse(model, lambda: model(torch.rand(2, 3, 8, 8)))
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -284,4 +285,4 @@ def test_parameters_that_are_gathered_for_the_forward_pass():
 def test_lazy_modules_are_refused():
     model = nn.Sequential(nn.LazyLinear(4))
     with pytest.raises(ValueError, match=r'0\.weight is not initialized'):
-        trace_usage(model, lambda: None)
+        rehearse(model, lambda: None)

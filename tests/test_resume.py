@@ -289,6 +289,6 @@ def test_a_checkpoint_made_without_freezeout_opens(tmp_path):
     with pytest.warns(UserWarning, match='FreezeOut is not in the state_dict'):
         resumed = trainer(classifier(), [freezeout], load_path=str(tmp_path / 'latest-rank0.pt'))
     resumed.fit()
-    # Two units are due at once at batch 8; momentum has come along.
-    assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [8, 8, 10, None]
+    # Two units are due at once at batch 8, which shows the units and stands still in both; momentum has come along.
+    assert [row['frozen_at_batch'] for row in freezeout.unit_table()] == [9, 9, 10, None]
     assert len(resumed.state.optimizers[0].state) == 2

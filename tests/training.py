@@ -77,7 +77,10 @@ def make_optimizer(name: str, model: nn.Module, grouped: bool = False) -> Optimi
 
 
 class StepTrace(Callback):
-    """Learning rates at the moment of each optimizer step, by parameter name; None where it is not in the optimizer."""
+    """Learning rates of each optimizer step, by parameter name; None where it is not in the optimizer.
+
+    Behind the step: a Trainer runs the model within it, in a closure, and the first pass shows the units.
+    """
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float | None]] = []
@@ -89,4 +92,4 @@ class StepTrace(Callback):
             rates = {names[id(p)]: float(group['lr']) for group in optimizer.param_groups for p in group['params']}
             self.steps.append({name: rates.get(name) for name in names.values()})
 
-        state.optimizers[0].register_step_pre_hook(record)
+        state.optimizers[0].register_step_post_hook(record)
