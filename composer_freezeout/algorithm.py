@@ -480,7 +480,7 @@ class FreezeOut(Algorithm):
         if self._freezer is None:
             saved.check_fit(_unwrap(state.model))
             self._freezer = self._make_freezer(state, saved.partition)
-        elif saved.partition.units != self._freezer.partition.units:
+        elif not saved.partition.is_same(self._freezer.partition):
             raise ValueError(
                 "the checkpoint's FreezeOut units are not those of this run; load it into a new Trainer, or adopt the "
                 f"run's units with {ADOPT}"

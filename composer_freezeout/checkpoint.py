@@ -8,6 +8,7 @@ from torch import nn
 
 from composer_freezeout.folding import Known
 from composer_freezeout.partition import Partition
+from composer_freezeout.starvation import Gradients
 from composer_freezeout.units import Unit
 
 __all__ = ['ADOPT', 'Saved', 'check_same_settings']
@@ -25,12 +26,14 @@ class Saved:
         frozen_at (tuple[int, ...]): Batches trained before each frozen unit froze, one per frozen unit.
         units_removed (int): How many of them had left the optimizer, in ``[0, len(frozen_at)]``.
         folding (Known): What has been observed of frozen BatchNorm layers.
+        gradients (Gradients): Which parameters had a gradient before anything froze.
     """
 
     partition: Partition
     frozen_at: tuple[int, ...]
     units_removed: int
     folding: Known = field(default_factory=Known)
+    gradients: Gradients = field(default_factory=Gradients)
 
     def state_dict(self) -> dict[str, Any]:
         """As plain lists and numbers."""
@@ -41,6 +44,7 @@ class Saved:
             'frozen_at': list(self.frozen_at),
             'units_removed': self.units_removed,
             'folding': [dict(self.folding.layer_of), list(self.folding.postponed)],
+            'gradients': list(self.gradients),
         }
 
     @classmethod
@@ -55,7 +59,8 @@ class Saved:
             partition = Partition(units, tuple(state['cuts']), state.get('heads', 1))
             layer_of, postponed = state.get('folding', ({}, ()))
             folding = Known(dict(layer_of), tuple(postponed))
-            saved = cls(partition, tuple(state['frozen_at']), state['units_removed'], folding)
+            gradients = Gradients(*state.get('gradients', ()))
+            saved = cls(partition, tuple(state['frozen_at']), state['units_removed'], folding, gradients)
             parameters = [name for unit in units for name in unit.parameters]
             if (
                 len(saved.partition.cuts) == len(units) + 1

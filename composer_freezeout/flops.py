@@ -6,9 +6,12 @@ activations, pooling, the optimizer) count as none.
 """
 
 import copy
+import logging
+import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from composer.models import ComposerModel
 from composer.utils import ensure_tuple, map_collection
@@ -22,6 +25,8 @@ from composer_freezeout.graph import leaves_of
 from composer_freezeout.units import Unit
 
 __all__ = ['UnitFlops', 'losses_of', 'on_meta', 'step_flops', 'step_flops_by_units_frozen', 'unit_flops']
+
+log = logging.getLogger(__name__)
 
 
 class UnitFlops(NamedTuple):
@@ -48,18 +53,7 @@ def on_meta(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     Returns:
         tuple[Any, Any]: The copy of the model, in training mode, and that of the batch.
     """
-    # Activations that a model has put aside can't be copied; the copy makes its own.
-    aside = {
-        id(value): value.detach()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    duplicate = copy.deepcopy(model, aside).to('meta').train()
-    for module in duplicate.modules():
-        # A compiled method that stands in the instance is still that of the original.
-        if hasattr(vars(module).get('forward'), '_torchdynamo_orig_callable'):
-            del module.forward
+    duplicate = _copy_of(model).to('meta').train()
     return duplicate, map_collection(batch, lambda tensor: tensor.to('meta'))
 
 
@@ -90,7 +84,7 @@ def step_flops_by_units_frozen(model: ComposerModel, batch: Any, units: Sequence
     Returns:
         list[int]: ``n`` numbers, for ``k`` from 0 to ``n - 1``, descending.
     """
-    forward, backward = _count(*on_meta(model, batch), units)
+    forward, backward = _count_on_copy(model, batch, units)
     return [sum(cost for cost, _ in forward) + cost for cost in backward]
 
 
@@ -108,12 +102,54 @@ def unit_flops(model: ComposerModel, batch: Any, units: Sequence[Unit]) -> list[
     Returns:
         list[UnitFlops]: ``n`` rows. They add up to :func:`step_flops`; the first unit's ``grad_input`` is 0.
     """
-    forward, backward = _count(*on_meta(model, batch), units)
+    forward, backward = _count_on_copy(model, batch, units)
     weights = [weight for _, weight in forward]
     inputs = [0, *(now - after - weight for now, after, weight in zip(backward, backward[1:], weights, strict=False))]
     # Behind the last unit's weights: a loss with products of its own.
     inputs[-1] += backward[-1] - weights[-1]
     return [UnitFlops(cost, i, w) for (cost, w), i in zip(forward, inputs, strict=True)]
+
+
+def _count_on_copy(model: ComposerModel, batch: Any, units: Sequence[Unit]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Counts without data, and with them where the model asks for their values.
+
+    Raises:
+        ValueError: If neither works.
+    """
+    try:
+        return _count(*on_meta(model, batch), units)
+    except Exception as error:
+        log.debug('FLOPs cannot be counted without data (%s); they are counted with them', error)
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == 'cuda'})
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            return _count(_copy_of(model).train(), copy.deepcopy(batch), units)
+    except Exception as error:
+        message = ' '.join(str(error).split())[:200]
+        raise ValueError(
+            f'FLOPs cannot be counted on a copy of {type(model).__name__} ({type(error).__name__}: {message}); use '
+            'const_time=False, and max_duration for as long as the training is to take'
+        ) from error
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _copy_of(model: nn.Module) -> Any:
+    # Activations that a model has put aside can't be copied; the copy makes its own.
+    aside = {
+        id(value): value.detach()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    duplicate = copy.deepcopy(model, aside)
+    for module in duplicate.modules():
+        # A compiled method that stands in the instance is still that of the original.
+        if hasattr(vars(module).get('forward'), '_torchdynamo_orig_callable'):
+            del module.forward
+    return duplicate
 
 
 def losses_of(loss: Any) -> list[Tensor]:

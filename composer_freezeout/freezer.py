@@ -1,6 +1,7 @@
 """FreezeOut on one model and one optimizer, in any training loop."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout import schedule
 from composer_freezeout.allocation import COST_SHIFT, check_unit_costs
+from composer_freezeout.buffers import BufferWatch
 from composer_freezeout.checkpoint import Saved
 from composer_freezeout.compilation import forget_compiled
 from composer_freezeout.distributed import agree_on_buffers, restart_ddp
@@ -20,6 +22,7 @@ from composer_freezeout.observation import Observation
 from composer_freezeout.partition import Partition, check_granularity, check_layers
 from composer_freezeout.schedule import HowScale
 from composer_freezeout.starvation import GradientWatch
+from composer_freezeout.units import place_norms
 
 __all__ = ['LayerFreezer', 'check_settings', 'check_stages', 'check_warmup']
 
@@ -114,6 +117,9 @@ class LayerFreezer:
             schedulers,
             lambda: self.check_gradients(finished=False),
         )
+        self._model = model
+        self._observed = Observation() if observed is None else observed
+        self._buffers = BufferWatch(model)
         self._watch = GradientWatch(model, observed)
         self._watch.start(self._trained())
         self._sizes = [sum(model.get_parameter(p).numel() for p in unit.parameters) for unit in partition.units]
@@ -132,7 +138,7 @@ class LayerFreezer:
         self.stages = schedule.freeze_stages(freezing + 1, max_stages)
 
     def learn(self, partition: Partition) -> None:
-        """Takes in what a training step has shown of units that were known before.
+        """Takes in what training has shown of units that were known before.
 
         Args:
             partition (Partition): The same units, with the modules that have to stand still.
@@ -140,13 +146,22 @@ class LayerFreezer:
         self.partition = partition
         self.freezer.learn(partition.units)
 
+    def _learn_norms(self) -> None:
+        """Finds modules whose buffers training has begun to change, as BatchNorm's after a time in evaluation."""
+        known = frozenset(norm for unit in self.partition.units for norm in unit.norms)
+        if new := self._buffers.changed(known):
+            observed = replace(self._observed, changed=known | new)
+            self.learn(replace(self.partition, units=tuple(place_norms(self._model, self.partition.units, observed))))
+
     def saved(self, frozen_at: Sequence[int]) -> Saved:
         """What a checkpoint has to hold.
 
         Args:
             frozen_at (Sequence[int]): Batches trained before each frozen unit froze, one per frozen unit.
         """
-        return Saved(self.partition, tuple(frozen_at), self.groups.units_removed, self.freezer.folding.known())
+        self._learn_norms()
+        folding, gradients = self.freezer.folding.known(), self._watch.known()
+        return Saved(self.partition, tuple(frozen_at), self.groups.units_removed, folding, gradients)
 
     def restore(self, saved: Saved) -> bool:
         """Freezes what was frozen, and removes what was removed, when a checkpoint was made.
@@ -159,8 +174,12 @@ class LayerFreezer:
         """
         self.groups.set_removed(saved.units_removed)
         self.groups.split()
+        self.learn(saved.partition)
         changed = self.freezer.set_frozen(len(saved.frozen_at))
         self.freezer.folding.learn(saved.folding)
+        self._watch.learn(saved.gradients)
+        if changed:
+            self._watch.start(self._trained())
         return changed
 
     @property
@@ -197,6 +216,8 @@ class LayerFreezer:
         self.check_gradients()
         if count < self.groups.units_removed:
             self.groups.set_removed(count)
+        if count > self.units_frozen:
+            self._learn_norms()
         changed = self.freezer.set_frozen(count)
         self.groups.set_learning_rates(factors)
         if changed:

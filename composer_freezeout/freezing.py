@@ -250,6 +250,7 @@ class _AroundForward:
         """Puts the hooks on the model."""
         assert self._freezer is not None
         model = self._freezer.model
+        self._checkpoints.put()
         self._hooks = [
             model.register_forward_pre_hook(self._enter),
             model.register_forward_hook(self._leave, always_call=True),
@@ -260,6 +261,7 @@ class _AroundForward:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._checkpoints.remove()
 
     def _enter(self, module: nn.Module, _: object) -> None:
         # Compilers look into hooks, and nn.DataParallel runs copies that share them.

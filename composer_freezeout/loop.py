@@ -60,6 +60,7 @@ class FreezeOutLoop:
         self._granularity: Granularity = granularity
         self._settings = dict(settings)
         self._layer_freezer: LayerFreezer | None = None
+        self._to_observe = False
         self._observer: Observer | None = None
         self._now: tuple[float, float] | None = None
         self._batches = 0
@@ -81,8 +82,7 @@ class FreezeOutLoop:
             )
         if layers is not None:
             self._set_up(partition_model(self._model, layers=layers))
-        self._observer = Observer(self._model)
-        self._observer.start(self._observed)
+        self._to_observe = True
         self._first_step = optimizer.register_step_pre_hook(self._before_first_step)
 
     @property
@@ -141,6 +141,11 @@ class FreezeOutLoop:
         check_progress(progress)
         self._now = progress, warmup
         self._batches += 1
+        if self._to_observe:
+            # Not before: what runs ahead of the training, like an evaluation with gradients, is no step of it.
+            self._stop_observing()
+            self._observer = Observer(self._model)
+            self._observer.start(self._observed)
         if self._layer_freezer is None or not self._layer_freezer.batch_start(progress, warmup):
             return False
         self._follow()
@@ -197,12 +202,9 @@ class FreezeOutLoop:
         if self._layer_freezer is None:
             saved.check_fit(self._model)
             self._set_up(saved.partition)
-        elif self._observer is not None:
-            saved.check_fit(self._model)
-            self._layer_freezer.learn(saved.partition)
-        elif saved.partition.units != self._layer_freezer.partition.units:
+        elif not saved.partition.is_same(self._layer_freezer.partition):
             raise ValueError('the saved FreezeOut units are not those of this model; build the same model and `layers`')
-        self._stop_observing()
+        self._observing_is_over()
         self._frozen_at = list(saved.frozen_at)
         if self._known().restore(saved):
             self._follow()
@@ -217,7 +219,7 @@ class FreezeOutLoop:
     def _observed(self) -> None:
         assert self._observer is not None
         observed = self._observer.finish(self._observer.outputs)
-        self._stop_observing()
+        self._observing_is_over()
         if self._layer_freezer is not None:
             known = self._layer_freezer.partition
             partition = completed(known, self._model, observed, self._layers)
@@ -246,6 +248,11 @@ class FreezeOutLoop:
         if self._observer is not None:
             self._observer.stop()
             self._observer = None
+
+    def _observing_is_over(self) -> None:
+        self._stop_observing()
+        if self._to_observe:
+            self._to_observe = False
             self._first_step.remove()
 
     def _before_first_step(self, *_: object) -> None:

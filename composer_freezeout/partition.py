@@ -39,6 +39,11 @@ class Partition:
     input_requires_grad: bool = False
     written: tuple[str, ...] = ()
 
+    def is_same(self, other: 'Partition') -> bool:
+        """Whether the units are those of another partition; what has to stand still in them may not be known yet."""
+        ours, theirs = ([(unit.name, unit.parameters) for unit in p.units] for p in (self, other))
+        return ours == theirs and self.heads == other.heads
+
     def problems(self) -> list[str]:
         """What a user should know of the units before training goes on."""
         problems = (

@@ -20,6 +20,7 @@ from composer_freezeout.observation import (
     tensors_in,
     written_to,
 )
+from composer_freezeout.snapshot import Snapshot
 
 __all__ = ['rehearse']
 
@@ -28,8 +29,8 @@ def rehearse(model: nn.Module, forward: Callable[[], object]) -> Observation:
     """Runs a forward pass and tells what it shows.
 
     The pass is one of training: in training mode, with gradients. Afterwards everything is as it was before:
-    parameters, buffers, the batch, other tensors that are written to, the modules' plain attributes, the modes,
-    gradients, and the random states of torch, NumPy and Python.
+    parameters, buffers, the batch, other tensors that are written to, the modules' attributes and what is in them, the
+    modes, gradients, and the random states of torch, NumPy and Python.
 
     Args:
         model (nn.Module): The model.
@@ -96,7 +97,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Puts back what a forward pass changes other than by an operator that says so."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    attributes = [(module, _Attributes(module)) for module in model.modules()]
+    attributes = Snapshot(list(model.modules()))
     modes = [(module, module.training) for module in model.modules()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == 'cuda'})
     python, numpy = random.getstate(), np.random.get_state()
@@ -110,8 +111,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         torch.set_autocast_cache_enabled(cached)
         random.setstate(python)
         np.random.set_state(numpy)
-        for module, before in attributes:
-            before.restore(module)
+        attributes.restore()
         for module, mode in modes:
             if module.training != mode:
                 module.training = mode
@@ -119,27 +119,3 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         for buffer, before in buffers:
             buffer.data.copy_(before)
-
-
-class _Attributes:
-    """The attributes of a module, with what is in those that are lists, dictionaries or sets."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._attributes = dict(vars(module))
-        self._contents = {
-            name: value.copy() for name, value in self._attributes.items() if isinstance(value, (list, dict, set))
-        }
-
-    def restore(self, module: nn.Module) -> None:
-        for name, before in self._contents.items():
-            value = self._attributes[name]
-            if isinstance(value, list):
-                value[:] = before
-            else:
-                value.clear()
-                value.update(before)
-        # Past nn.Module.__setattr__: registered tensors and modules are in the dictionaries.
-        own = vars(module)
-        for name in own.keys() - self._attributes.keys():
-            del own[name]
-        own.update(self._attributes)

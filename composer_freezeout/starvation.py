@@ -4,8 +4,8 @@ Functions that compute gradients of parameters themselves, as reentrant activati
 them if one of their inputs requires a gradient. What a frozen layer gives them does not, and torch says nothing.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,7 +14,19 @@ from torch.utils.hooks import RemovableHandle
 from composer_freezeout.folding import runs_otherwise
 from composer_freezeout.observation import Observation, owners_of, tensors_in
 
-__all__ = ['GradientWatch']
+__all__ = ['GradientWatch', 'Gradients']
+
+
+class Gradients(NamedTuple):
+    """What the first step has shown of gradients.
+
+    Attributes:
+        expected (Sequence[str], optional): Parameters that got one; None as long as that is unknown.
+        hidden (Sequence[str]): Those of them whose module ran with gradients turned off.
+    """
+
+    expected: Sequence[str] | None = None
+    hidden: Sequence[str] = ()
 
 
 class GradientWatch:
@@ -34,13 +46,14 @@ class GradientWatch:
         self._home = {name: owners[-1] for name, owners in owners_of(model).items()}
         if observed is not None:
             self._home |= observed.users
-        self._hidden = frozenset() if observed is None else observed.hidden
+        self._hidden: set[str] = set() if observed is None else set(observed.hidden)
         self._entered = None if observed is None else observed.entered
         self._expected: set[str] | None = None
         self._hooks: list[RemovableHandle] = []
         self._got: set[str] = set()
         self._ran: set[str] = set()
-        self._in_vain: set[str] = set()  # modules that ran with gradients, and whose output has none
+        self._with_gradients: set[str] = set()  # modules that ran with gradients turned on
+        self._in_vain: set[str] = set()  # those of them whose output requires none
 
     def start(self, names: Iterable[str]) -> None:
         """Watches from now on, until :meth:`check`.
@@ -49,7 +62,7 @@ class GradientWatch:
             names (Iterable[str]): The parameters that train.
         """
         self.stop()
-        self._got, self._ran, self._in_vain = set(), set(), set()
+        self._got, self._ran, self._with_gradients, self._in_vain = set(), set(), set(), set()
         if runs_otherwise(self._model):  # hooks are not run as they stand there
             return
         wanted = [
@@ -58,10 +71,24 @@ class GradientWatch:
             if self._parameters[name].requires_grad and (self._expected is None or name in self._expected)
         ]
         self._hooks = [self._parameters[n].register_post_accumulate_grad_hook(self._note_gradient(n)) for n in wanted]
-        for module_name in {self._caller(name) for name in wanted} if self._expected is not None else ():
+        for module_name in {self._caller(name) for name in wanted}:
             module = self._model.get_submodule(module_name)
             if not isinstance(module, torch.jit.ScriptModule):
                 self._hooks.append(module.register_forward_hook(self._note_call(module_name)))
+
+    def known(self) -> Gradients:
+        """What the first step has shown."""
+        return Gradients(None if self._expected is None else sorted(self._expected), sorted(self._hidden))
+
+    def learn(self, known: Gradients) -> None:
+        """Takes in what the first step of another run has shown.
+
+        Args:
+            known (Gradients): From :meth:`known` of the same model.
+        """
+        if known.expected is not None:
+            self.stop()
+            self._expected, self._hidden = set(known.expected), set(known.hidden)
 
     @property
     def is_watching(self) -> bool:
@@ -91,6 +118,8 @@ class GradientWatch:
         self.stop()
         if self._expected is None:
             self._expected = set(self._got)
+            without = self._ran - self._with_gradients
+            self._hidden |= {name for name in self._got if self._caller(name) in without}
             return
         missing = [
             name
@@ -122,7 +151,10 @@ class GradientWatch:
     def _note_call(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: object, output: Any) -> None:
             self._ran.add(name)
-            if torch.is_grad_enabled() and not any(tensor.requires_grad for tensor in tensors_in(output)):
-                self._in_vain.add(name)
+            # A checkpoint that computes once more in the backward pass does so with gradients.
+            if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+                self._with_gradients.add(name)
+                if not any(tensor.requires_grad for tensor in tensors_in(output)):
+                    self._in_vain.add(name)
 
         return hook

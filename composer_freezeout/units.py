@@ -134,7 +134,7 @@ def place_norms(
 
     Args:
         model (nn.Module): The model.
-        units (Sequence[Unit]): Its units.
+        units (Sequence[Unit]): Its units; norms that they have already are placed anew.
         observed (Observation): What a step has shown.
         layers (Sequence[str], optional): The expressions that the units were made from, where they were.
 
