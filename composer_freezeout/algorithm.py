@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from composer.algorithms import SWA, LayerFreezing
@@ -295,21 +295,28 @@ class FreezeOut(Algorithm):
             self._observer = Observer(model)
             self._observer.start()
         elif event is Event.AFTER_LOSS and self._observer is not None:
-            observed = self._observer.finish(losses_of(state.loss))
+            observed, parameters = self._observer.finish(losses_of(state.loss)), self._observer.parameters
             self._observer = None
-            self._make_units(state, logger, observed, running=True)
+            self._make_units(state, logger, observed, running=True, parameters=parameters)
 
     def _stop_observing(self) -> None:
         if self._observer is not None:
             self._observer.stop()
             self._observer = None
 
-    def _make_units(self, state: State, logger: Logger, observed: Observation, running: bool) -> None:
+    def _make_units(
+        self,
+        state: State,
+        logger: Logger,
+        observed: Observation,
+        running: bool,
+        parameters: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
         """Splits the optimizer's groups, in time for its first step."""
         partition = agree_on(partition_model(_unwrap(state.model), observed, self.layers, self.granularity))
         for problem in partition.problems():
             log.warning('FreezeOut: %s.', problem)
-        self._freezer = self._make_freezer(state, partition, observed)
+        self._freezer = self._make_freezer(state, partition, observed, parameters)
         self._freezer.limit_stages(self._stage_limit())
         self._batch_start(state, logger, running)
 
@@ -363,7 +370,13 @@ class FreezeOut(Algorithm):
     def _stage_limit(self) -> int | None:
         return self.max_stages or (DEFAULT_STAGES if self._compiled else None)
 
-    def _make_freezer(self, state: State, partition: Partition, observed: Observation | None = None) -> LayerFreezer:
+    def _make_freezer(
+        self,
+        state: State,
+        partition: Partition,
+        observed: Observation | None = None,
+        parameters: Mapping[str, nn.Parameter] | None = None,
+    ) -> LayerFreezer:
         return LayerFreezer(
             _unwrap(state.model),
             state.optimizers[0],
@@ -377,6 +390,7 @@ class FreezeOut(Algorithm):
             cost_shift=self.cost_shift,
             schedulers=state.schedulers,
             observed=observed,
+            parameters=parameters,
         )
 
     # --- constant time

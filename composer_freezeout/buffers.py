@@ -1,5 +1,7 @@
 """Which modules' buffers change while a model trains."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -15,26 +17,25 @@ class BufferWatch:
 
     Args:
         model (nn.Module): The model.
+        known (Iterable[str]): Names of modules that are known to change theirs.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, known: Iterable[str]) -> None:
+        known = frozenset(known)
         self._model = model
-        self._before = {name: _fingerprint(buffer) for name, buffer in model.named_buffers()}
+        self._before = {
+            name: _fingerprint(buffer) for name, buffer in model.named_buffers() if name.rpartition('.')[0] not in known
+        }
 
-    def changed(self, known: frozenset[str]) -> frozenset[str]:
-        """Names of the modules.
-
-        Args:
-            known (frozenset[str]): Modules that are not looked at.
-
-        Returns:
-            frozenset[str]: Without the known ones.
-        """
-        found = set()
-        for name, buffer in self._model.named_buffers():
-            module_name = name.rpartition('.')[0]
-            if module_name not in known | found and self._before.get(name) != _fingerprint(buffer):
-                found.add(module_name)
+    def changed(self) -> frozenset[str]:
+        """Names of the modules, without those that were known or have been told before."""
+        now = dict(self._model.named_buffers())
+        found = {
+            name.rpartition('.')[0]
+            for name, before in self._before.items()
+            if name in now and _fingerprint(now[name]) != before
+        }
+        self._before = {name: b for name, b in self._before.items() if name.rpartition('.')[0] not in found}
         return frozenset(found)
 
 

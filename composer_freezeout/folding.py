@@ -89,6 +89,7 @@ class PairWatch(TorchDispatchMode):
         self._layers: dict[StorageWeakRef, nn.Module] = {}
         self._norms: dict[nn.Module, nn.Module] = {}
         self._read_by_others: set[nn.Module] = set()
+        self._with_gradient: set[nn.Module] = set()
         self._reading: nn.Module | None = None  # the layer whose BatchNorm is running now
         self.norms = list(norms)
         self._hooks = [layer.register_forward_hook(self._leave_layer) for layer in layers]
@@ -112,13 +113,9 @@ class PairWatch(TorchDispatchMode):
                     self._read_by_others.add(layer)
         return func(*args, **(kwargs or {}))
 
-    def ran(self, norm: nn.Module) -> bool:
-        """Whether a BatchNorm ran in the pass."""
-        return self._calls[norm] > 0
-
-    def read_by(self, norm: nn.Module) -> list[nn.Module]:
-        """The layers whose output a BatchNorm read."""
-        return [layer for layer, reader in self._norms.items() if reader is norm]
+    def is_settled(self, norm: nn.Module) -> bool:
+        """Whether a BatchNorm ran in the pass, and on nothing that a backward pass goes through."""
+        return self._calls[norm] > 0 and norm not in self._with_gradient
 
     def pairs(self) -> dict[nn.Module, nn.Module]:
         """The BatchNorm by the layer that it alone reads; both have run once.
@@ -143,6 +140,8 @@ class PairWatch(TorchDispatchMode):
 
     def _enter_norm(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
         self._calls[norm] += 1
+        if any(tensor.requires_grad for tensor in args if isinstance(tensor, Tensor)):
+            self._with_gradient.add(norm)
         for layer, output in self._outputs.items():
             if args and output() is args[0]:
                 self._norms[layer] = norm
@@ -322,8 +321,8 @@ class BatchNormFolding:
     def _learn_from(self, watch: PairWatch) -> None:
         found = {norm: layer for layer, norm in watch.pairs().items()}
         for norm in watch.norms:
-            # Behind a layer that still trains, or in a part that didn't run, it may be one later.
-            if norm in found or (watch.ran(norm) and all(map(_is_frozen, watch.read_by(norm)))):
+            # Where something in front still trains, or in a part that didn't run, it may be one later.
+            if norm in found or watch.is_settled(norm):
                 self._layer_of[norm] = found.get(norm)
             else:
                 self._postponed.add(norm)

@@ -1,6 +1,6 @@
 """FreezeOut on one model and one optimizer, in any training loop."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -77,6 +77,8 @@ class LayerFreezer:
         cost_shift (float): How far, in ``(0, 1]``.
         schedulers (Iterable[LRScheduler]): Schedulers of the optimizer, kept aligned with its groups.
         observed (Observation, optional): What the step has shown that the units come from, if it is one of training.
+        parameters (Mapping[str, nn.Parameter], optional): The model's parameters by name, where it shows others now, as
+            a sharded one does between its forward and backward pass.
 
     Attributes:
         freeze_times (tuple[float, ...]): Progress at which each unit freezes, in ``(0, 1]``.
@@ -100,18 +102,20 @@ class LayerFreezer:
         cost_shift: float = COST_SHIFT,
         schedulers: Iterable[LRScheduler] = (),
         observed: Observation | None = None,
+        parameters: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
+        parameters = dict(model.named_parameters()) if parameters is None else parameters
         self.partition = partition
         self.scale_lr = scale_lr
         self.freeze_times = schedule.freeze_times(
             len(partition.units), t_0, how_scale, unit_costs, cost_shift, partition.heads
         )
         self.limit_stages(None)
-        self.freezer = UnitFreezer(model, partition.units, batchnorm, fuse_frozen)
+        self.freezer = UnitFreezer(model, partition.units, batchnorm, fuse_frozen, parameters)
         initial_factors = schedule.lr_factors(0.0, self.freeze_times, scale_lr)
         self.groups = UnitGroups(
             optimizer,
-            model,
+            parameters,
             partition.units,
             initial_factors,
             schedulers,
@@ -119,10 +123,10 @@ class LayerFreezer:
         )
         self._model = model
         self._observed = Observation() if observed is None else observed
-        self._buffers = BufferWatch(model)
-        self._watch = GradientWatch(model, observed)
+        self._buffers = BufferWatch(model, (norm for unit in partition.units for norm in unit.norms))
+        self._watch = GradientWatch(model, parameters, observed)
         self._watch.start(self._trained())
-        self._sizes = [sum(model.get_parameter(p).numel() for p in unit.parameters) for unit in partition.units]
+        self._sizes = [sum(parameters[name].numel() for name in unit.parameters) for unit in partition.units]
         self._shares = [size / sum(self._sizes) for size in accumulate(self._sizes, initial=0)]
 
     def limit_stages(self, max_stages: int | None) -> None:
@@ -148,8 +152,8 @@ class LayerFreezer:
 
     def _learn_norms(self) -> None:
         """Finds modules whose buffers training has begun to change, as BatchNorm's after a time in evaluation."""
-        known = frozenset(norm for unit in self.partition.units for norm in unit.norms)
-        if new := self._buffers.changed(known):
+        if new := self._buffers.changed():
+            known = frozenset(norm for unit in self.partition.units for norm in unit.norms)
             observed = replace(self._observed, changed=known | new)
             self.learn(replace(self.partition, units=tuple(place_norms(self._model, self.partition.units, observed))))
 

@@ -1,6 +1,6 @@
 """Makes the first ``k`` units of a model frozen: no gradient, no update, no drift of running statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
@@ -64,6 +64,7 @@ class UnitFreezer:
             ``'update'`` goes on as if it were not frozen.
         fuse_frozen (bool): Whether frozen layers run with the operators of inference: with ``'eval'``, BatchNorm folded
             into the convolution before it; attention without dropout in one operator.
+        parameters (Mapping[str, nn.Parameter], optional): The model's parameters by name, where it shows others now.
 
     Attributes:
         units_frozen (int): How many units are frozen, in ``[0, len(units)]``.
@@ -80,6 +81,7 @@ class UnitFreezer:
         units: Sequence[Unit],
         batchnorm: BatchNormMode = 'eval',
         fuse_frozen: bool = True,
+        parameters: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         check_batchnorm(batchnorm)
         self.model = model
@@ -89,7 +91,8 @@ class UnitFreezer:
         self.folding = BatchNormFolding(model)
         self.units_frozen = 0
         self._released = False
-        self._parameters = {name: model.get_parameter(name) for unit in units for name in unit.parameters}
+        parameters = dict(model.named_parameters()) if parameters is None else parameters
+        self._parameters = {name: parameters[name] for unit in units for name in unit.parameters}
         self._frozen: list[nn.Parameter] = []
         self.frozen_norms: list[Any] = []
         self._held: list[_Mode] = []

@@ -40,7 +40,7 @@ class UnitGroups:
 
     Args:
         optimizer (Optimizer): The optimizer. The object stays the same; so do its state and its hyperparameters.
-        model (nn.Module): The model that the names in ``units`` refer to.
+        parameters (Mapping[str, nn.Parameter]): The parameters that the names in ``units`` refer to.
         units (Sequence[Unit]): The units, first to freeze first.
         initial_factors (Sequence[float]): Factor of each unit's learning rate at the start, in ``(0, ∞)``; fixes
             ``initial_lr``, by which schedulers and decoupled weight decay scale.
@@ -54,7 +54,7 @@ class UnitGroups:
     def __init__(
         self,
         optimizer: Optimizer,
-        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
         units: Sequence[Unit],
         initial_factors: Sequence[float],
         schedulers: Iterable[LRScheduler] = (),
@@ -62,12 +62,12 @@ class UnitGroups:
     ) -> None:
         if isinstance(previous := getattr(optimizer, _OWNER, None), UnitGroups):
             previous.detach()
-        check_optimizer(optimizer, (model.get_parameter(name) for unit in units for name in unit.parameters))
+        check_optimizer(optimizer, (parameters[name] for unit in units for name in unit.parameters))
         self.optimizer = optimizer
         self.units_removed = 0
         self._units = tuple(units)
         self._index = {unit.name: index for index, unit in enumerate(units)}
-        self._unit_of = {id(model.get_parameter(name)): unit.name for unit in units for name in unit.parameters}
+        self._unit_of = {id(parameters[name]): unit.name for unit in units for name in unit.parameters}
         self._initial_factors = tuple(initial_factors)
         self._factors: Sequence[float] = self._initial_factors
         self._original: list[dict[str, Any]] = []

@@ -218,7 +218,7 @@ class FreezeOutLoop:
 
     def _observed(self) -> None:
         assert self._observer is not None
-        observed = self._observer.finish(self._observer.outputs)
+        observed, parameters = self._observer.finish(self._observer.outputs), self._observer.parameters
         self._observing_is_over()
         if self._layer_freezer is not None:
             known = self._layer_freezer.partition
@@ -227,7 +227,7 @@ class FreezeOutLoop:
                 partition = replace(partition, cuts=known.cuts)
             self._layer_freezer.learn(self._agreed(partition))
             return
-        self._set_up(self._partition(observed), observed)
+        self._set_up(self._partition(observed), observed, parameters)
         if self._now is not None:
             self._known().batch_start(*self._now, running=True)
 
@@ -240,8 +240,15 @@ class FreezeOutLoop:
             log.warning('FreezeOut: %s.', problem)
         return partition
 
-    def _set_up(self, partition: Partition, observed: Observation | None = None) -> None:
-        self._layer_freezer = LayerFreezer(self._model, self._optimizer, partition, observed=observed, **self._settings)
+    def _set_up(
+        self,
+        partition: Partition,
+        observed: Observation | None = None,
+        parameters: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
+        self._layer_freezer = LayerFreezer(
+            self._model, self._optimizer, partition, observed=observed, parameters=parameters, **self._settings
+        )
         self._layer_freezer.limit_stages(self._max_stages or (DEFAULT_STAGES if self._compiled else None))
 
     def _stop_observing(self) -> None:

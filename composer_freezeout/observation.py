@@ -208,6 +208,8 @@ class Observer:
 
     Attributes:
         outputs (list[Tensor]): Outputs of the calls so far.
+        parameters (dict[str, nn.Parameter]): The trainable parameters by name, as they are while the model doesn't run:
+            a sharded model shows others in their place from its forward pass to the end of its backward pass.
 
     Raises:
         ValueError: If the model has parameters that are not materialised yet, or is a scripted module itself.
@@ -222,9 +224,9 @@ class Observer:
         self.outputs: list[Tensor] = []
         self._model = model
         self._recorder = Recorder() if recorder is None else recorder
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._bits = {name: bit for bit, name in enumerate(self._parameters)}
-        self._leaves = {id(parameter): self._bits[name] for name, parameter in self._parameters.items()}
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._bits = {name: bit for bit, name in enumerate(self.parameters)}
+        self._leaves = {id(parameter): self._bits[name] for name, parameter in self.parameters.items()}
         self._stand_ins: list[Tensor] = []  # held on to, as they are known by their identity
         self._entered: dict[str, int] = {}
         self._owners = owners_of(model)

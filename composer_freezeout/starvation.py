@@ -4,7 +4,7 @@ Functions that compute gradients of parameters themselves, as reentrant activati
 them if one of their inputs requires a gradient. What a frozen layer gives them does not, and torch says nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,12 +37,15 @@ class GradientWatch:
 
     Args:
         model (nn.Module): The model, without a data-parallel wrapper.
+        parameters (Mapping[str, nn.Parameter]): Its parameters by name.
         observed (Observation, optional): What the first step has shown, if it could be watched.
     """
 
-    def __init__(self, model: nn.Module, observed: Observation | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], observed: Observation | None = None
+    ) -> None:
         self._model = model
-        self._parameters = dict(model.named_parameters())
+        self._parameters = parameters
         self._home = {name: owners[-1] for name, owners in owners_of(model).items()}
         if observed is not None:
             self._home |= observed.users

@@ -64,7 +64,7 @@ def steps(algorithms: list[FreezeOut], kind: Any = torch.optim.SGD, **arguments:
 def test_no_operator_more_outside_of_the_optimizer(batchnorm):
     baseline = steps([])
     ours = steps([FreezeOut(1.0, batchnorm=batchnorm)])
-    # The first batch traces the model once, and in both runs the first step makes the momentum buffers.
+    # In the first batch the buffers are compared with those before it.
     assert ours.outside[1:] == baseline.outside[1:]
     assert ours.outside[0] > baseline.outside[0]
     assert len(baseline.outside) == 4
@@ -74,14 +74,16 @@ def test_no_operator_more_outside_of_the_optimizer(batchnorm):
 def test_the_optimizer_steps_units_with_the_calls_of_one_group(foreach):
     """A loop over parameters doesn't care how they are grouped, and multi-tensor calls are shared."""
     baseline, ours = steps([], foreach=foreach), steps([FreezeOut(1.0)], foreach=foreach)
-    assert ours.optimizer[1:] == baseline.optimizer[1:]
+    # The first step begins before the units are known, and the second one is the first of the shared calls.
+    assert ours.optimizer[2:] == baseline.optimizer[2:]
 
 
 @pytest.mark.parametrize('kind', [torch.optim.Adam, torch.optim.AdamW])
 def test_adam_steps_units_with_no_more_calls_than_one_group(kind):
     baseline, ours = steps([], kind, foreach=True), steps([FreezeOut(1.0)], kind, foreach=True)
     # Torch reads each parameter's count of steps twice; 14 parameters.
-    assert [a - b for a, b in zip(baseline.optimizer, ours.optimizer, strict=True)] == [14] * 4
+    # The first step begins before the units are known, so that it takes them one by one.
+    assert [a - b for a, b in zip(baseline.optimizer, ours.optimizer, strict=True)][1:] == [14] * 3
 
 
 def test_steps_get_cheaper_with_every_unit_that_leaves():
@@ -89,7 +91,7 @@ def test_steps_get_cheaper_with_every_unit_that_leaves():
     assert frozen.optimizer[3] < frozen.optimizer[2] < frozen.optimizer[1]
     # Frozen units drop out of the shared calls, whose number stays.
     merged, baseline = steps([FreezeOut(0.5, 'linear')], foreach=True), steps([], foreach=True)
-    assert merged.optimizer[1:] == baseline.optimizer[1:]
+    assert merged.optimizer[2:] == baseline.optimizer[2:]
 
 
 def test_operators_get_fewer_with_every_freeze():
@@ -103,7 +105,7 @@ def test_a_folded_batchnorm_runs_no_operator():
         steps([FreezeOut(0.2, 'linear', layers=layers, fuse_frozen=fuse_frozen)]).outside
         for fuse_frozen in (True, False)
     )
-    # Which can be folded is seen in one more forward pass, at the first freeze.
-    assert folded[0] == unfolded[0] and folded[1] > unfolded[1]
+    # Which can be folded is seen in the first pass in which they are frozen, and that one runs them as they are.
+    assert folded[:2] == unfolded[:2]
     each = 2  # the normalisation, and an empty tensor for what its backward pass would need
     assert [before - after for before, after in zip(unfolded[2:], folded[2:], strict=True)] == [3 * each] * 2
