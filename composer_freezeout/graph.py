@@ -115,6 +115,8 @@ class Graph:
                 bit = parameters.get(id(node.variable), other)
                 reach |= 1 << bit
                 self._leaves.setdefault(bit, []).append(node)
+                if bit == other:
+                    self._from_data.add(node)
             number = node._sequence_nr()
             from_data = number in seen and seen[number].origin is Origin.DATA
             if isinstance(node, torch.autograd.function.BackwardCFunction) and number in hidden:

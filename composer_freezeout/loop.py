@@ -18,7 +18,7 @@ from composer_freezeout.distributed import agree_on, reshard
 from composer_freezeout.freezer import LayerFreezer, check_settings, check_stages
 from composer_freezeout.freezing import BatchNormMode, UnitFreezer
 from composer_freezeout.groups import UnitGroups, check_optimizer
-from composer_freezeout.observation import Observation, Observer
+from composer_freezeout.observation import Observation, Observer, refuse_scripted
 from composer_freezeout.partition import Granularity, Partition, completed, partition_model
 from composer_freezeout.rehearsal import rehearse
 from composer_freezeout.schedule import HowScale, check_progress
@@ -67,6 +67,7 @@ class FreezeOutLoop:
         self._frozen_at: list[int] = []
         self._compiled = is_compiled(model)
         self._ran_eagerly = False
+        refuse_scripted(self._model)
         self._model.register_forward_pre_hook(_NoteEager(self))
         if forward is not None:
             with set_stance('force_eager'):  # compiled forwards would hide the operators

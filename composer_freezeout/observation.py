@@ -29,6 +29,7 @@ __all__ = [
     'Recorder',
     'owners_of',
     'plain_tensors',
+    'refuse_scripted',
     'storages_of',
     'tensors_in',
     'written_to',
@@ -216,11 +217,7 @@ class Observer:
     """
 
     def __init__(self, model: nn.Module, recorder: Recorder | None = None) -> None:
-        if isinstance(model, torch.jit.ScriptModule):
-            raise ValueError(
-                'the model is a scripted module, which takes no hooks; give the module that it was scripted from, or '
-                'put it into an nn.Sequential'
-            )
+        refuse_scripted(model)
         self.outputs: list[Tensor] = []
         self._model = model
         self._recorder = Recorder() if recorder is None else recorder
@@ -387,6 +384,19 @@ def written_to(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> I
 def _next_number() -> int:
     """Sequence number of the node that autograd makes next in this thread."""
     return torch.autograd._get_sequence_nr()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def refuse_scripted(model: nn.Module) -> None:
+    """Checks that a model takes hooks.
+
+    Raises:
+        ValueError: If it is a scripted module itself; inside of it there may be some.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            'the model is a scripted module, which takes no hooks; give the module that it was scripted from, or put '
+            'it into an nn.Sequential'
+        )
 
 
 def owners_of(model: nn.Module) -> dict[str, list[str]]:

@@ -153,6 +153,8 @@ class GradientWatch:
 
     def _note_call(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: object, output: Any) -> None:
+            if torch.compiler.is_compiling():  # compilers look into hooks
+                return
             self._ran.add(name)
             # A checkpoint that computes once more in the backward pass does so with gradients.
             if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:

@@ -152,7 +152,7 @@ def place_norms(
         around = re.sub(r'(^|\.)parametrizations(\..*|$)', '', module_name)
         own = [_join(module_name, name) for name, _ in module.named_parameters(recurse=False)]
         within = [i for name, i in index.items() if _is_within(name, around)] if around else list(index.values())
-        if module_name in observed.changed and (not own or any(p.requires_grad for p in module.parameters(False))):
+        if module_name in observed.changed and (not own or any(name in index for name in own)):
             buffers = [_join(module_name, name) for name, _ in module.named_buffers(recurse=False)]
             read = [observed.reads[name] for name in buffers if name in observed.reads]
             if within:

@@ -13,11 +13,15 @@ FAILS, SKIPPED = 'fails', 'not run here'
 # Of several tests of one feature the first of these that occurs is the verdict.
 ORDER = (FAILS, SKIPPED, REFUSED, NOTED, WORKS, NEEDS_GPU)
 
-COMMAND = "python -m pytest tests/test_company.py -m 'not gpu' --compatibility-table docs/compatibility.md"
+COMMAND = (
+    "python -m pytest tests/test_company.py tests/test_wild.py tests/test_loop.py -m 'not gpu' "
+    '--compatibility-table docs/compatibility.md'
+)
 HEAD = f"""# Compatibility
 
-What FreezeOut has been tried with, and what came of it. Each row is the result of tests in `tests/test_company.py`,
-which compare with the expected behaviour and not only that nothing is raised. Written by
+What FreezeOut has been tried with, and what came of it: Composer's other algorithms, habits and models as they are met
+in the wild, and training loops without a trainer. Each row is the result of tests that compare with the expected
+behaviour and not only that nothing is raised. Written by
 
 ```
 {COMMAND}

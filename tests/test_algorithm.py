@@ -366,7 +366,7 @@ def test_existing_groups_are_split_and_keep_their_settings():
     groups: list[list[tuple]] = []
 
     class Groups(Callback):
-        def batch_start(self, state: State, logger: Logger) -> None:
+        def batch_end(self, state: State, logger: Logger) -> None:
             groups.append([(g[UNIT], g['weight_decay'], len(g['params']), g['lr']) for g in optimizer.param_groups])
 
     trainer(model, [FreezeOut(0.5)], optimizer, callbacks=[Groups()], loggers=[logger]).fit()
