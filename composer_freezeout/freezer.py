@@ -241,6 +241,7 @@ class LayerFreezer:
         if isinstance(model, DistributedDataParallel):
             restart_ddp(model, settled)
         if compiled:
+            self._watch.stop()  # its hooks would be compiled, and their absence once more
             forget_compiled()
 
     def epoch_end(self) -> None:

@@ -67,6 +67,7 @@ class FreezeOutLoop:
         self._frozen_at: list[int] = []
         self._compiled = is_compiled(model)
         self._ran_eagerly = False
+        self._trained = 0  # batches since units froze
         refuse_scripted(self._model)
         self._model.register_forward_pre_hook(_NoteEager(self))
         if forward is not None:
@@ -140,6 +141,7 @@ class FreezeOutLoop:
             ValueError: If ``progress`` or ``warmup`` is out of range.
         """
         check_progress(progress)
+        self._trained += self._now is not None
         self._now = progress, warmup
         self._batches += 1
         if self._to_observe:
@@ -277,9 +279,9 @@ class FreezeOutLoop:
         return self._layer_freezer
 
     def _follow(self) -> None:
-        # A compiled version of the model, made outside of it, leaves nothing else behind in it than that it never runs.
-        compiled = self._compiled or is_compiled(self._wrapped) or not self._ran_eagerly
-        self._ran_eagerly = False
+        # Of a compiled version that is made outside of the model, the model shows nothing but that it never runs itself.
+        compiled = self._compiled or is_compiled(self._wrapped) or (self._trained > 0 and not self._ran_eagerly)
+        self._ran_eagerly, self._trained = False, 0
         self._known().follow(self._wrapped, compiled)
 
 

@@ -14,8 +14,8 @@ FAILS, SKIPPED = 'fails', 'not run here'
 ORDER = (FAILS, SKIPPED, REFUSED, NOTED, WORKS, NEEDS_GPU)
 
 COMMAND = (
-    "python -m pytest tests/test_company.py tests/test_wild.py tests/test_loop.py -m 'not gpu' "
-    '--compatibility-table docs/compatibility.md'
+    "python -m pytest tests/test_{company,observation,wild,loop}.py -m 'not gpu' --compatibility-table "
+    'docs/compatibility.md'
 )
 HEAD = f"""# Compatibility
 

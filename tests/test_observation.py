@@ -19,6 +19,8 @@ from .comparing import assert_equal
 from .launching import launch
 from .watched import MODELS, Counted, make, train
 
+compatibility = pytest.mark.compatibility
+
 
 def first_freeze(model: str) -> int:
     """Batches of a run until something freezes."""
@@ -27,6 +29,7 @@ def first_freeze(model: str) -> int:
     return min(row['frozen_at_batch'] for row in freezeout.unit_table() if row['frozen_at_batch'] is not None)
 
 
+@compatibility('side effects of the forward pass: queues, counters, random numbers, changes of the batch')
 @pytest.mark.parametrize('model', MODELS)
 def test_a_run_is_to_the_bit_what_it_is_without_freezeout_until_something_freezes(model):
     batches = first_freeze(model)

@@ -10,7 +10,7 @@ README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 def test_examples_run():
     examples = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     assert 'algorithms=[FreezeOut()]' in examples[0]
     namespace: dict[str, Any] = {}
     for example in examples:
