@@ -178,9 +178,16 @@ class FreezeOut(Algorithm):
         return type(self).__name__
 
     def match(self, event: Event, state: State) -> bool:
-        """Runs on the events named in the description of the class."""
-        del state
-        return event in _EVENTS
+        """Runs on the events named in the description of the class, on some of them only while there is need to."""
+        if event not in _EVENTS:
+            return False
+        if event is Event.AFTER_LOSS:
+            return self._freezer is None or not getattr(state.loss, 'requires_grad', False)
+        if event is Event.AFTER_TRAIN_BATCH:
+            return self._freezer is not None and self._freezer.is_watching
+        if event is Event.BEFORE_FORWARD or event is Event.BEFORE_DATALOADER:
+            return self._freezer is None or not self._freezer.freezer.holds_itself
+        return True
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Translates the event into calls of :class:`.LayerFreezer`."""
@@ -204,7 +211,7 @@ class FreezeOut(Algorithm):
         elif event is Event.BEFORE_DATALOADER or event is Event.BEFORE_FORWARD:
             # Not at BATCH_START alone: training metrics switch the mode between microbatches, and algorithms that
             # choose samples run the model as soon as the batch is there.
-            self._freezer.freezer.hold_modes()
+            self._freezer.freezer.hold()
         elif event is Event.AFTER_LOSS:
             if self._freezer.units_frozen:
                 state.loss = anchored(state.loss)

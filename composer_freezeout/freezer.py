@@ -251,6 +251,11 @@ class LayerFreezer:
     def _trained(self) -> list[str]:
         return [name for unit in self.partition.units[self.units_frozen :] for name in unit.parameters]
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether the gradients of a batch have not been looked at yet, of those that are."""
+        return self._watch.is_watching
+
     def check_gradients(self, finished: bool = True) -> None:
         """Makes sure, in the first batch after a freeze, that what still trains has got its gradients.
 

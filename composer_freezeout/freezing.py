@@ -19,7 +19,6 @@ __all__ = ['BatchNormMode', 'UnitFreezer', 'anchored', 'check_batchnorm']
 BatchNormMode = Literal['eval', 'batch', 'update']
 
 _requires_grad = attrgetter('requires_grad')
-_grad = attrgetter('grad')
 
 
 def check_batchnorm(batchnorm: str) -> None:
@@ -144,13 +143,27 @@ class UnitFreezer:
                 for name in unit.parameters:
                     self._parameters[name].requires_grad_(True)
             self._frozen = [self._parameters[name] for unit in self.units[:count] for name in unit.parameters]
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
+                parameter.grad = None
             self.units_frozen = count
-        self.hold_parameters()
         if changed or self._released:
             self._settle(count)
-        self._released = False
-        self.hold_modes()
+            self._released = False
+            self.hold()
+        elif not self.holds_itself:
+            self.hold()
         return changed
+
+    @property
+    def holds_itself(self) -> bool:
+        """Whether the model's own forward pass sees to it that what is frozen stays so."""
+        return self._around.is_put
+
+    def hold(self) -> None:
+        """Keeps what is frozen from gradients and its statistics from drifting, whatever others have done to it."""
+        self.hold_parameters()
+        self.hold_modes()
 
     def hold_parameters(self) -> None:
         """Freezes again what others have thawed, as code does that switches ``requires_grad`` of a whole model.
@@ -158,7 +171,7 @@ class UnitFreezer:
         A gradient left behind would be clipped, averaged and applied with the others.
         """
         # In every batch and for every parameter, hence without a line of Python for each.
-        if any(map(_requires_grad, self._frozen)) or any(gradient is not None for gradient in map(_grad, self._frozen)):
+        if any(map(_requires_grad, self._frozen)):
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
                 parameter.grad = None
@@ -249,6 +262,11 @@ class _AroundForward:
     def __reduce__(self) -> tuple[Any, ...]:
         return _AroundForward, ()
 
+    @property
+    def is_put(self) -> bool:
+        """Whether the hooks are on the model."""
+        return bool(self._hooks)
+
     def put(self) -> None:
         """Puts the hooks on the model."""
         assert self._freezer is not None
@@ -270,9 +288,8 @@ class _AroundForward:
         # Compilers look into hooks, and nn.DataParallel runs copies that share them.
         if torch.compiler.is_compiling() or self._freezer is None or module is not self._freezer.model:
             return
-        if module.training and torch.is_grad_enabled():
-            self._freezer.hold_parameters()
-            self._freezer.hold_modes()
+        if module.training:
+            self._freezer.hold()
         self._checkpoints.enter()
 
     def _leave(self, module: nn.Module, _: object, output: Any) -> Any:
@@ -280,6 +297,8 @@ class _AroundForward:
             return None
         self._checkpoints.leave()
         if output is None or not module.training or not torch.is_grad_enabled():
+            return None
+        if isinstance(output, torch.Tensor) and output.requires_grad:  # as nearly always
             return None
         return anchored(output)
 

@@ -81,14 +81,18 @@ class UnitGroups:
         self._hooks = [
             optimizer.register_state_dict_pre_hook(lambda *_: self.join(with_state=True)),
             optimizer.register_load_state_dict_pre_hook(lambda *_: self.join()),
-            # Nobody may step with the groups joined: they have one learning rate for all units.
-            optimizer.register_step_pre_hook(lambda *_: self.split()),
+            optimizer.register_step_pre_hook(self._before),
         ]
-        if before_step is not None:
-            self._hooks.append(optimizer.register_step_pre_hook(lambda *_: before_step()))
+        self._before_step = before_step
         self._merged = MergedGroups(_nested(optimizer)[-1])
         setattr(optimizer, _OWNER, self)
         self.split()
+
+    def _before(self, *_: object) -> None:
+        # Nobody may step with the groups joined: they have one learning rate for all units.
+        self.split()
+        if self._before_step is not None:
+            self._before_step()
 
     def split(self) -> None:
         """Gives each unit its own groups, without those of removed units. Does nothing where it is so already."""

@@ -279,8 +279,9 @@ class FreezeOutLoop:
         return self._layer_freezer
 
     def _follow(self) -> None:
-        # Of a compiled version that is made outside of the model, the model shows nothing but that it never runs itself.
-        compiled = self._compiled or is_compiled(self._wrapped) or (self._trained > 0 and not self._ran_eagerly)
+        # Of a compiled version that was made outside, the model shows nothing but that it never runs itself.
+        never_ran = self._trained > 0 and not self._ran_eagerly
+        compiled = self._compiled or is_compiled(self._wrapped) or never_ran
         self._ran_eagerly, self._trained = False, 0
         self._known().follow(self._wrapped, compiled)
 

@@ -270,7 +270,7 @@ def test_gyro_dropout():
 @pytest.mark.parametrize('method', ['block', 'sample'])
 @compatibility(
     'StochasticDepth',
-    note='Frozen blocks go on being dropped at random; those that the first batch drops train to the end.',
+    note='Frozen blocks go on being dropped at random. Those that the first batch drops train to the end.',
 )
 def test_stochastic_depth(method):
     def make() -> Algorithm:
