@@ -384,7 +384,7 @@ class FreezeOut(Algorithm):
         observed: Observation | None = None,
         parameters: Mapping[str, nn.Parameter] | None = None,
     ) -> LayerFreezer:
-        return LayerFreezer(
+        freezer = LayerFreezer(
             _unwrap(state.model),
             state.optimizers[0],
             partition,
@@ -399,6 +399,8 @@ class FreezeOut(Algorithm):
             observed=observed,
             parameters=parameters,
         )
+        freezer.freezer.called_whole = True
+        return freezer
 
     # --- constant time
 

@@ -73,6 +73,8 @@ class Known(NamedTuple):
 class PairWatch(TorchDispatchMode):
     """Finds, in a forward pass, the layers whose output a BatchNorm reads, and nothing else.
 
+    The BatchNorm of such a pair gives what the folded layer would have given, so that the pass rounds as later ones do.
+
     Args:
         layers (Iterable[nn.Module]): Convolution and linear layers.
         norms (Iterable[nn.Module]): BatchNorm layers.
@@ -90,6 +92,8 @@ class PairWatch(TorchDispatchMode):
         self._norms: dict[nn.Module, nn.Module] = {}
         self._read_by_others: set[nn.Module] = set()
         self._with_gradient: set[nn.Module] = set()
+        # The layer that ran last, its input, and how often that had been written to: as a rule its norm comes next.
+        self._latest: tuple[nn.Module, Tensor, int] | None = None
         self._reading: nn.Module | None = None  # the layer whose BatchNorm is running now
         self.norms = list(norms)
         self._hooks = [layer.register_forward_hook(self._leave_layer) for layer in layers]
@@ -131,9 +135,13 @@ class PairWatch(TorchDispatchMode):
             and self._calls[layer] == self._calls[norm] == 1
         }
 
-    def _leave_layer(self, layer: nn.Module, _: object, output: Tensor) -> None:
+    def _leave_layer(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self._calls[layer] += 1
+        # Of tensors that torch.func wraps nobody knows where they lie.
+        if torch._C._functorch.is_functorch_wrapped_tensor(output):
+            return
         if output.ndim == _LAYERS[type(layer)] and output.layout is torch.strided:
+            self._latest = (layer, args[0], args[0]._version) if args else None
             storage = StorageWeakRef(output.untyped_storage())
             self._outputs[layer], self._storages[layer] = weakref.ref(output), storage
             self._layers[storage] = layer
@@ -147,8 +155,27 @@ class PairWatch(TorchDispatchMode):
                 self._norms[layer] = norm
                 self._reading = layer
 
-    def _leave_norm(self, *_: object) -> None:
-        self._reading = None
+    def _leave_norm(self, norm: nn.Module, *_: object) -> Tensor | None:
+        layer = self._reading
+        if layer is None:
+            return None
+        try:
+            return self._as_folded(layer, norm)
+        finally:
+            self._reading = self._latest = None
+
+    def _as_folded(self, layer: nn.Module, norm: nn.Module) -> Tensor | None:
+        once = self._calls[layer] == self._calls[norm] == 1 and layer not in self._read_by_others
+        if self._latest is None or self._latest[0] is not layer or not once or norm.training:
+            return None
+        _, inputs, version = self._latest
+        if inputs.requires_grad or inputs._version != version or not (_is_frozen(layer) and _is_frozen(norm)):
+            return None
+        fold = _Fold(layer, norm, ('', ''))
+        if fold.is_seen_by_others(hooks_of_ours=3):
+            return None
+        fold.refold()
+        return fold.compute(inputs)
 
 
 class _Fold:
@@ -177,13 +204,21 @@ class _Fold:
     def refold(self) -> None:
         self._weight, self._bias = folded(self._layer, self._norm)
 
+    def is_seen_by_others(self, hooks_of_ours: int = 0) -> bool:
+        """Whether someone else wants to see the two modules run."""
+        hooks = sum(map(len, self._hooks))
+        return hooks > hooks_of_ours or 'forward' in vars(self._layer) or 'forward' in vars(self._norm)
+
+    def compute(self, inputs: Tensor) -> Tensor:
+        """What the two modules give, with the operators of one."""
+        return self._compute(inputs, self._weight, self._bias)
+
     def install(self) -> bool:
         """Takes the place of the two modules' own forward methods, unless someone else wants to see them run."""
-        layer, norm = vars(self._layer), vars(self._norm)
-        if self._norm.training or any(self._hooks) or 'forward' in layer or 'forward' in norm:
+        if self._norm.training or self.is_seen_by_others():
             return False
         # Past nn.Module.__setattr__, which has nothing to register here.
-        layer['forward'], norm['forward'] = self._run_layer, self._run_norm
+        vars(self._layer)['forward'], vars(self._norm)['forward'] = self._run_layer, self._run_norm
         return True
 
     def remove(self) -> None:
@@ -191,7 +226,7 @@ class _Fold:
         self._output = None
 
     def _run_layer(self, input: Tensor) -> Tensor:
-        self._output = output = self._compute(input, self._weight, self._bias)
+        self._output = output = self.compute(input)
         return output
 
     def _run_norm(self, input: Tensor) -> Tensor:

@@ -247,6 +247,7 @@ class LayerFreezer:
     def epoch_end(self) -> None:
         """Takes the frozen units out of the optimizer and releases their optimizer state."""
         self.groups.set_removed(self.units_frozen)
+        self.freezer.rest()
 
     def _trained(self) -> list[str]:
         return [name for unit in self.partition.units[self.units_frozen :] for name in unit.parameters]

@@ -1,5 +1,6 @@
 """Makes the first ``k`` units of a model frozen: no gradient, no update, no drift of running statistics."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Literal, get_args
@@ -19,6 +20,9 @@ __all__ = ['BatchNormMode', 'UnitFreezer', 'anchored', 'check_batchnorm']
 BatchNormMode = Literal['eval', 'batch', 'update']
 
 _requires_grad = attrgetter('requires_grad')
+
+# The latest of each model: what an earlier one has put around it has to go.
+_freezers: 'weakref.WeakKeyDictionary[nn.Module, weakref.ref[UnitFreezer]]' = weakref.WeakKeyDictionary()
 
 
 def check_batchnorm(batchnorm: str) -> None:
@@ -69,6 +73,7 @@ class UnitFreezer:
         units_frozen (int): How many units are frozen, in ``[0, len(units)]``.
         frozen_norms (list[nn.Module]): Layers whose running statistics stand still.
         folding (BatchNormFolding): What is folded.
+        called_whole (bool): Whether the model is always called itself, and never by its parts.
 
     Raises:
         ValueError: If ``batchnorm`` is unknown, or ``'batch'`` for a layer that does not have that meaning.
@@ -89,7 +94,9 @@ class UnitFreezer:
         self.fuse_frozen = fuse_frozen
         self.folding = BatchNormFolding(model)
         self.units_frozen = 0
+        self.called_whole = False
         self._released = False
+        self._idle = True
         parameters = dict(model.named_parameters()) if parameters is None else parameters
         self._parameters = {name: parameters[name] for unit in units for name in unit.parameters}
         self._frozen: list[nn.Parameter] = []
@@ -99,6 +106,10 @@ class UnitFreezer:
         self._fused: list[_Mode] = []
         self._without_tracking: list[Any] = []
         self._around = _AroundForward(self)
+        previous = _freezers[model]() if model in _freezers else None
+        if previous is not None:
+            previous.release()
+        _freezers[model] = weakref.ref(self)
         self._check_norms()
 
     def learn(self, units: Sequence[Unit]) -> None:
@@ -147,18 +158,23 @@ class UnitFreezer:
                 parameter.requires_grad_(False)
                 parameter.grad = None
             self.units_frozen = count
+        self._idle = False
         if changed or self._released:
             self._settle(count)
             self._released = False
             self.hold()
-        elif not self.holds_itself:
+        elif not (self.called_whole and self.holds_itself):
             self.hold()
         return changed
 
     @property
     def holds_itself(self) -> bool:
         """Whether the model's own forward pass sees to it that what is frozen stays so."""
-        return self._around.is_put
+        return self._around.is_put and not self._idle
+
+    def rest(self) -> None:
+        """Leaves what is frozen to itself until :meth:`set_frozen` is called again: training may be over."""
+        self._idle = True
 
     def hold(self) -> None:
         """Keeps what is frozen from gradients and its statistics from drifting, whatever others have done to it."""
@@ -288,7 +304,7 @@ class _AroundForward:
         # Compilers look into hooks, and nn.DataParallel runs copies that share them.
         if torch.compiler.is_compiling() or self._freezer is None or module is not self._freezer.model:
             return
-        if module.training:
+        if module.training and not self._freezer._idle:
             self._freezer.hold()
         self._checkpoints.enter()
 

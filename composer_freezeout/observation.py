@@ -416,7 +416,8 @@ def owners_of(model: nn.Module) -> dict[str, list[str]]:
 
 def plain_tensors(value: Any) -> Iterator[Tensor]:
     """The tensors with a storage in a tensor: itself, or what a subclass wraps; nothing for what is no tensor."""
-    if not isinstance(value, Tensor):
+    # Of tensors that torch.func wraps nobody knows where they lie.
+    if not isinstance(value, Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(value):
         return
     if is_traceable_wrapper_subclass(value):
         for name in value.__tensor_flatten__()[0]:

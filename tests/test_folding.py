@@ -125,11 +125,11 @@ def test_only_what_is_frozen_is_folded():
     freezer = prepared(model, inputs, 3)
     assert counted(lambda: model(inputs)) == (7, 4)
     assert freezer.folding.pairs == {'conv1': 'bn1', 'layer1.0.conv1': 'layer1.0.bn1', 'layer1.0.conv2': 'layer1.0.bn2'}
-    #           in the first pass, of which those that are new among the frozen ones run as they are, and in the second
-    for frozen, batch_norms in ((5, (4, 2)), (2, (5, 5)), (0, (7, 7)), (7, (2, 0))):
+    # In the first pass those that are new among the frozen ones run as they are, and once more as one.
+    #                    layers and norms of the first pass, and of the second
+    for frozen, expected in ((5, [(9, 4), (7, 2)]), (2, [(7, 5)] * 2), (0, [(7, 7)] * 2), (7, [(9, 2), (7, 0)])):
         freezer.set_frozen(frozen)
-        for expected in batch_norms:
-            assert counted(lambda: model(inputs)) == (7, expected)
+        assert [counted(lambda: model(inputs)) for _ in range(2)] == expected
     model(inputs).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is not None] == ['fc.weight', 'fc.bias']
     freezer.release()
@@ -205,6 +205,19 @@ def test_what_a_run_has_found_is_known_to_one_that_goes_on():
         outputs.append(model(inputs))
     assert other.pairs == found.pairs
     assert torch.equal(*outputs)
+
+
+def test_the_pass_that_shows_the_pairs_rounds_as_later_ones_do():
+    """A run that is resumed shows them once more."""
+    model, inputs = CifarResNet(8).train(), torch.randn(4, 3, 32, 32)
+    units = partition_model(model, rehearse(model, lambda: model(inputs))).units
+    freezer = UnitFreezer(model, units)
+    freezer.set_frozen(len(units) - 1)
+    first, second = model(inputs), model(inputs)
+    assert len(freezer.folding.pairs) == 7
+    assert torch.equal(first, second)
+    freezer.folding.fold(())
+    assert not torch.equal(first, model(inputs))  # it does round otherwise
 
 
 def test_a_norm_in_the_place_of_another_is_found_anew():

@@ -616,6 +616,21 @@ def test_what_is_frozen_stays_so_whoever_thaws_it(moment):
     assert len(frozen) == 4
 
 
+def test_after_training_the_model_is_the_users_own():
+    """To thaw it and to train on, and to freeze it anew."""
+    model = Layers()
+    freezer = loop(model, lambda _: model(X).square().mean())
+    assert freezer.units_frozen == 2
+    freezer.epoch_end()
+    model.requires_grad_(True)
+    model(X).square().mean().backward()
+    assert model.stem.weight.grad is not None
+    again = loop(model, lambda _: model(X).square().mean(), batches=2)
+    assert again.units_frozen > 0
+    third = loop(model.requires_grad_(True), lambda _: model(X).square().mean(), t_0=1.0)
+    assert third.units_frozen == 0 and all(parameter.grad is not None for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     'event', [Event.EPOCH_START, Event.BATCH_START, Event.BEFORE_FORWARD, Event.BEFORE_TRAIN_BATCH]
 )
