@@ -25,7 +25,7 @@ from composer_freezeout.cost import in_stages, predicted_saving
 from composer_freezeout.distributed import agree_on, reshard
 from composer_freezeout.flops import losses_of, step_flops_by_units_frozen
 from composer_freezeout.freezer import LayerFreezer, check_settings, check_stages, check_warmup
-from composer_freezeout.freezing import BatchNormMode, anchored
+from composer_freezeout.freezing import BatchNormMode, anchored, release_earlier
 from composer_freezeout.observation import Observation, Observer
 from composer_freezeout.partition import Granularity, Partition, partition_model
 from composer_freezeout.progress import as_progress, lengthened, parse_warmup, progress
@@ -193,6 +193,7 @@ class FreezeOut(Algorithm):
         """Translates the event into calls of :class:`.LayerFreezer`."""
         if event is Event.INIT:
             _refuse_rivals(state)
+            release_earlier(_unwrap(state.model))
             # Kept for `load_state_dict`, which is not given it. In another Trainer everything starts anew.
             self._state, self._freezer, self._loaded, self._observer = state, None, None, None
             self._frozen_at = []

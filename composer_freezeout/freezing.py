@@ -15,7 +15,7 @@ from composer_freezeout.folding import BatchNormFolding, runs_otherwise
 from composer_freezeout.observation import tensors_in
 from composer_freezeout.units import Unit
 
-__all__ = ['BatchNormMode', 'UnitFreezer', 'anchored', 'check_batchnorm']
+__all__ = ['BatchNormMode', 'UnitFreezer', 'anchored', 'check_batchnorm', 'release_earlier']
 
 BatchNormMode = Literal['eval', 'batch', 'update']
 
@@ -33,6 +33,17 @@ def check_batchnorm(batchnorm: str) -> None:
     """
     if batchnorm not in get_args(BatchNormMode):
         raise ValueError(f'batchnorm must be one of {", ".join(get_args(BatchNormMode))}, got {batchnorm!r}')
+
+
+def release_earlier(model: nn.Module) -> None:
+    """Has what froze units of a model before leave it alone.
+
+    Args:
+        model (nn.Module): The model; its parameters stay as they are.
+    """
+    earlier = _freezers[model]() if model in _freezers else None
+    if earlier is not None:
+        earlier.release()
 
 
 def anchored(values: Any) -> Any:
@@ -106,9 +117,7 @@ class UnitFreezer:
         self._fused: list[_Mode] = []
         self._without_tracking: list[Any] = []
         self._around = _AroundForward(self)
-        previous = _freezers[model]() if model in _freezers else None
-        if previous is not None:
-            previous.release()
+        release_earlier(model)
         _freezers[model] = weakref.ref(self)
         self._check_norms()
 

@@ -16,7 +16,7 @@ from composer_freezeout.checkpoint import Saved, check_same_settings
 from composer_freezeout.compilation import DEFAULT_STAGES, is_compiled
 from composer_freezeout.distributed import agree_on, reshard
 from composer_freezeout.freezer import LayerFreezer, check_settings, check_stages
-from composer_freezeout.freezing import BatchNormMode, UnitFreezer
+from composer_freezeout.freezing import BatchNormMode, UnitFreezer, release_earlier
 from composer_freezeout.groups import UnitGroups, check_optimizer
 from composer_freezeout.observation import Observation, Observer, refuse_scripted
 from composer_freezeout.partition import Granularity, Partition, completed, partition_model
@@ -69,6 +69,7 @@ class FreezeOutLoop:
         self._ran_eagerly = False
         self._trained = 0  # batches since units froze
         refuse_scripted(self._model)
+        release_earlier(self._model)
         self._model.register_forward_pre_hook(_NoteEager(self))
         if forward is not None:
             with set_stance('force_eager'):  # compiled forwards would hide the operators
