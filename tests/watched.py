@@ -39,26 +39,37 @@ class Counted(nn.Module):
 
 
 class Tasks(nn.Module):
-    """One head for each task, in turn: every batch is for one of them."""
+    """One head for each task.
 
-    def __init__(self) -> None:
+    Args:
+        in_turn (bool): Whether every batch is for one of them.
+    """
+
+    def __init__(self, in_turn: bool = True) -> None:
         super().__init__()
+        self.in_turn = in_turn
         self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
         self.heads = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
         self.register_buffer('batch', torch.zeros((), dtype=torch.long))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        head = self.heads[int(self.batch) % 2]
+        heads = [self.heads[int(self.batch) % 2]] if self.in_turn else list(self.heads)
         if self.training:
             self.batch += 1
-        return head(self.trunk(x).mean((2, 3)))
+        features = self.trunk(x).mean((2, 3))
+        return torch.stack([head(features) for head in heads]).mean(0)
 
 
 class SideEffects(nn.Module):
-    """A momentum encoder, a queue, noise from three sources, layers dropped by chance, a batch changed in place."""
+    """A momentum encoder, a queue, noise from three sources, layers dropped by chance, a batch changed in place.
 
-    def __init__(self) -> None:
+    Args:
+        drop (float): Probability of a block to be left out, in ``[0, 1]``.
+    """
+
+    def __init__(self, drop: float = 0.3) -> None:
         super().__init__()
+        self.drop = drop
         self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
         self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)) for _ in range(3))
         self.head = nn.Linear(4, 4)
@@ -74,7 +85,7 @@ class SideEffects(nn.Module):
             self.place += 1
         x = self.stem(x) + random.gauss(0, 0.1)
         for block in self.blocks:
-            if not self.training or np.random.rand() > 0.3:
+            if not self.training or np.random.rand() > self.drop:
                 x = x + block(x).relu()
         x = F.dropout(x, 0.1, self.training)
         return self.head(x.mean((2, 3))) + self.queue.mean()
@@ -117,7 +128,9 @@ MODELS: dict[str, Any] = {
     'residual': lambda: nn.Sequential(ResidualNet(), nn.Dropout(0.1)),
     'transformer': _transformer,
     'tasks': Tasks,
+    'tasks together': lambda: Tasks(in_turn=False),
     'side effects': SideEffects,
+    'side effects, nothing dropped': lambda: SideEffects(0.0),
     'forces': Forces,
 }  # fmt: skip
 
@@ -125,9 +138,10 @@ MODELS: dict[str, Any] = {
 class Watched(ComposerModel):
     """A model whose forward passes are counted, with a draw of each kind of random number in its loss."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.network = Counted(network)
+        self.name = name
+        self.network = Counted(MODELS[name]())
 
     def forward(self, batch: Any) -> Any:
         return self.network(batch[0])
@@ -139,7 +153,7 @@ class Watched(ComposerModel):
 
 def make(model: str) -> Watched:
     reproducibility.seed_all(0)
-    return Watched(MODELS[model]())
+    return Watched(model)
 
 
 @dataclass
@@ -235,34 +249,26 @@ def train(
     return run
 
 
-UNITS: dict[type[nn.Module], dict[str, Any]] = {}
+UNITS: dict[str, dict[str, Any]] = {}
 
 
 def train_units(model: Watched, freezeout: FreezeOut) -> dict[str, Any]:
     """The units of a model like this one, from a run of its own."""
-    kind = type(model.network.model)
-    key: Any = (kind, tuple(name for name, _ in model.named_parameters()))
-    if key not in UNITS:
-        name = next(n for n in MODELS if _same_kind(make(n), model))
+    if model.name not in UNITS:
         other = FreezeOut(0.6)
-        train(make(name), [other], 1)
+        train(make(model.name), [other], 1)
         assert other._freezer is not None
         partition = other._freezer.partition
-        UNITS[key] = {'names': [unit.parameters for unit in partition.units], 'heads': partition.heads}
-        reproducibility.seed_all(0)
-        make(name)  # the random state as it was after the model was made
-    return UNITS[key]
-
-
-def _same_kind(ours: Watched, theirs: Watched) -> bool:
-    return [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+        UNITS[model.name] = {'names': [unit.parameters for unit in partition.units], 'heads': partition.heads}
+        make(model.name)  # the random state as it was after the model was made
+    return UNITS[model.name]
 
 
 def main(folder: str) -> None:
     dist.initialize_dist('cpu')
     seen: dict[str, Any] = {'batches': {}, 'ours': {}, 'theirs': {}, 'first': {}}
-    # Not those whose ranks go ways of their own: DDP itself stops there.
-    for model in ('plain', 'batchnorm', 'transformer', 'forces'):
+    # Not those that leave out a part in one batch or on one rank: DDP itself stops there.
+    for model in ('plain', 'batchnorm', 'transformer', 'tasks together', 'side effects, nothing dropped', 'forces'):
         freezeout = FreezeOut(0.6)
         train(make(model), [freezeout])
         batches = min(r['frozen_at_batch'] for r in freezeout.unit_table() if r['frozen_at_batch'] is not None)
