@@ -117,6 +117,7 @@ class UnitFreezer:
         self._fused: list[_Mode] = []
         self._without_tracking: list[Any] = []
         self._around = _AroundForward(self)
+        self._masked = _MaskedAttention(self)
         release_earlier(model)
         _freezers[model] = weakref.ref(self)
         self._check_norms()
@@ -224,6 +225,7 @@ class UnitFreezer:
         self._release_norms()
         self.folding.release()
         self._around.remove()
+        self._masked.put(())
         self._released = True
 
     def _settle(self, count: int) -> None:
@@ -232,6 +234,7 @@ class UnitFreezer:
             names = (norm for unit in self.units[:count] for norm in unit.norms)
             self.frozen_norms = [self.model.get_submodule(name) for name in names]
         self._around.remove()
+        self._masked.put(())
         as_it_stands = not runs_otherwise(self.model)
         if count and as_it_stands:
             self._around.put()
@@ -241,7 +244,9 @@ class UnitFreezer:
         else:
             self._without_tracking = [norm for norm in self.frozen_norms if norm.track_running_stats]
         if self.fuse_frozen and count and as_it_stands:
-            held += [module for module in self.model.modules() if _is_fusible(module)]
+            attention = [module for module in self.model.modules() if _is_fusible(module)]
+            self._masked.put(attention)
+            held += attention
         for module in held:
             (self._scripted if isinstance(module, torch.jit.ScriptModule) else self._held).append(_Mode(module))
         if self.fuse_frozen and self.batchnorm == 'eval':
@@ -326,6 +331,41 @@ class _AroundForward:
         if isinstance(output, torch.Tensor) and output.requires_grad:  # as nearly always
             return None
         return anchored(output)
+
+
+class _MaskedAttention:
+    """Has frozen attention run as in training where there is a mask.
+
+    As one operator it makes other numbers of a row that has no key to attend to.
+
+    Args:
+        freezer (UnitFreezer, optional): What keeps it in evaluation. A copy of this object has none and does nothing.
+    """
+
+    def __init__(self, freezer: 'UnitFreezer | None' = None) -> None:
+        self._freezer = freezer
+        self._hooks: list[RemovableHandle] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _MaskedAttention, ()
+
+    def put(self, modules: Sequence[nn.Module]) -> None:
+        """Puts hooks on some attention, and takes them off all other."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for module in modules:
+            self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        masks = (*args[3:4], *args[5:6], kwargs.get('key_padding_mask'), kwargs.get('attn_mask'))
+        if self._freezer is not None and self._freezer.model.training and any(mask is not None for mask in masks):
+            vars(module)['training'] = True
+
+    def _leave(self, module: nn.Module, *_: object) -> None:
+        if self._freezer is not None and self._freezer.model.training:
+            vars(module)['training'] = False
 
 
 def _is_fusible(module: nn.Module) -> bool:

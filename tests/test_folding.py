@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from composer_freezeout import FreezeOut, apply_freezeout
 from composer_freezeout.folding import BatchNormFolding, folded
@@ -20,6 +21,7 @@ from composer_freezeout.freezing import UnitFreezer
 from composer_freezeout.models import CifarDenseNet, CifarResNet
 from composer_freezeout.partition import partition_model
 from composer_freezeout.rehearsal import rehearse
+from composer_freezeout.units import Unit
 
 from .comparing import assert_equal
 from .networks import chain
@@ -218,6 +220,67 @@ def test_the_pass_that_shows_the_pairs_rounds_as_later_ones_do():
     assert torch.equal(first, second)
     freezer.folding.fold(())
     assert not torch.equal(first, model(inputs))  # it does round otherwise
+
+
+def test_what_a_backward_pass_goes_through_is_not_folded():
+    """A gradient by the input, through a checkpoint that runs the layers once more in the backward pass."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU()) for _ in range(2)
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for stage in self.stages:
+                x = checkpoint(stage, x, use_reentrant=False)
+            return x
+
+    gradients = []
+    for fuse_frozen in (True, False):
+        torch.manual_seed(0)
+        model, plain, inputs = Checkpointed(), torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8, requires_grad=True)
+        for stage in model.stages:
+            stage[1].running_var.fill_(0.05)
+        units = [Unit('0', ('stages.0.0.weight',), ('stages.0.1',)), Unit('1', ('stages.1.0.weight',), ('stages.1.1',))]
+        freezer = UnitFreezer(model.requires_grad_(False), units, fuse_frozen=fuse_frozen)
+        freezer.set_frozen(2)
+        for _ in range(2):
+            model(plain)
+        assert bool(freezer.folding.pairs) == fuse_frozen
+        model(inputs).square().sum().backward()
+        gradients.append(inputs.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_layer_that_is_left_out_leaves_the_norm_as_it_is():
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    freezer = prepared(model, inputs)
+
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.skip = model, False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for name, layer in self.net.named_children():
+                x = x if self.skip and name == 'conv2' else layer(x)
+            return x
+
+    del freezer
+    skips = Skips()
+    around = UnitFreezer(
+        skips, [Unit('all', tuple(f'net.{n}' for n, _ in model.named_parameters()), ('net.bn1', 'net.bn2'))]
+    )
+    around.set_frozen(1)
+    for _ in range(2):
+        skips(inputs)
+    assert around.folding.pairs == {'net.conv1': 'net.bn1', 'net.conv2': 'net.bn2'}
+    skips.skip = True
+    folded_output = skips(inputs)
+    around.folding.fold(())
+    torch.testing.assert_close(folded_output, skips(inputs))
 
 
 def test_a_norm_in_the_place_of_another_is_found_anew():
@@ -698,6 +761,37 @@ def test_attention_with_dropout_goes_on_dropping():
     model, _ = fuse_attention(2, dropout=0.5)
     assert model.first.training and model.second.training
     assert fused_attention(model) == 0
+
+
+@pytest.mark.parametrize('positional', [False, True])
+def test_attention_with_a_mask_is_that_of_training(positional):
+    """Where a whole row is masked, the one operator of evaluation gives not a number."""
+    padded = torch.zeros(4, 5, dtype=torch.bool)
+    padded[0, 3:] = padded[1] = True
+
+    class Masked(Attention):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            for block in (self.first, self.second):
+                rest = (padded, False) if positional else ()
+                given = {} if positional else {'key_padding_mask': padded, 'need_weights': False}
+                tokens = tokens + block(tokens, tokens, tokens, *rest, **given)[0]
+            return self.head(tokens.mean(1))
+
+    outputs = []
+    for fuse in (True, False):
+        torch.manual_seed(0)
+        model = Masked()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        freezer = apply_freezeout(model, optimizer, layers=['first', 'second', 'head'], fuse_frozen=fuse)
+        model.train()
+        freezer.batch_start(freezer.freeze_times[1])
+        model(TOKENS)
+        outputs.append(model(TOKENS))
+        assert model.first.training != fuse
+        model.eval()
+        model(TOKENS)
+        assert not model.first.training
+    assert torch.equal(*outputs)
 
 
 def test_attention_of_an_evaluation_and_after_training():
