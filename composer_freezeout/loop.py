@@ -1,6 +1,7 @@
 """FreezeOut in a training loop without a trainer."""
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -288,17 +289,20 @@ class FreezeOutLoop:
 
 
 class _NoteEager:
-    """Tells a loop that its model has run as it stands there, and not compiled."""
+    """Tells a loop, as long as there is one, that its model has run as it stands there, and not compiled."""
 
     def __init__(self, loop: FreezeOutLoop | None = None) -> None:
-        self._loop = loop
+        self._loop = None if loop is None else weakref.ref(loop)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _NoteEager, ()
 
     def __call__(self, module: nn.Module, _: object) -> None:
-        if not torch.compiler.is_compiling() and self._loop is not None and module.training:
-            self._loop._ran_eagerly = True
+        if torch.compiler.is_compiling() or not module.training:
+            return
+        loop = None if self._loop is None else self._loop()
+        if loop is not None:
+            loop._ran_eagerly = True
 
 
 def apply_freezeout(

@@ -427,8 +427,10 @@ def plain_tensors(value: Any) -> Iterator[Tensor]:
 
 
 def storages_of(value: Any) -> Iterator[StorageWeakRef]:
-    """Where a tensor's numbers lie."""
-    yield from (StorageWeakRef(tensor.untyped_storage()) for tensor in plain_tensors(value))
+    """Where a tensor's numbers lie; nothing for tensors that have no such place."""
+    for tensor in plain_tensors(value):
+        with contextlib.suppress(RuntimeError, NotImplementedError):
+            yield StorageWeakRef(tensor.untyped_storage())
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
