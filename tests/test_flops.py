@@ -1,15 +1,20 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
+from composer.models import ComposerModel
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from composer_freezeout import FreezeOut
+from composer_freezeout.activation_checkpoints import nonreentrant
 from composer_freezeout.flops import step_flops, step_flops_by_units_frozen, unit_flops
 from composer_freezeout.freezing import UnitFreezer
 from composer_freezeout.models import CifarResNet
 from composer_freezeout.predict import partition_for
+from composer_freezeout.units import Unit
 
 from .training import CLASSES, classifier
 
@@ -111,3 +116,39 @@ def test_flops_of_one_image_of_resnet56_by_hand():
     assert sum(unit.forward for unit in flops) == 2 * 2 * multiply_adds
     # All but the stem also propagate the gradient of their input.
     assert sum(sum(unit) for unit in flops) == 2 * 2 * (3 * multiply_adds - stem)
+
+
+class Differentiates(ComposerModel):
+    """Asks for the gradient of its input, which goes through frozen layers, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+
+    def forward(self, batch: Any) -> Any:
+        return self.layers(batch[0].detach().requires_grad_())
+
+    def loss(self, outputs: Any, batch: Any) -> Any:
+        return {'first': outputs.square().mean(), 'second': outputs.abs().mean()}
+
+
+class Checkpointed(Differentiates):
+    def forward(self, batch: Any) -> Any:
+        x = self.layers[0](batch[0])
+        return self.layers[4](checkpoint(self.layers[1:4], x, use_reentrant=True))
+
+
+@pytest.mark.parametrize('kind', [Differentiates, Checkpointed])
+def test_what_stays_in_the_backward_pass_is_counted(kind):
+    batch = (torch.randn(3, 4),)
+    units = [Unit(str(i), (f'layers.{i}.weight', f'layers.{i}.bias')) for i in (0, 2, 4)]
+    predicted = step_flops_by_units_frozen(kind(), batch, units)
+    for frozen, flops in enumerate(predicted):
+        model = kind()
+        for unit in units[:frozen]:
+            for name in unit.parameters:
+                model.get_parameter(name).requires_grad_(False)
+        with nonreentrant():
+            assert step_flops(model, batch) == flops
+    one, two = 2 * 3 * 4 * 6, 2 * 3 * 6 * 6
+    assert predicted[0] - predicted[1] == (one if kind is Differentiates else one + two)
