@@ -58,9 +58,9 @@ class Use:
     """Where a parameter is used differentiably, together with activations.
 
     Attributes:
-        position (Position, optional): Of its last use, or of the first one if it is only added to activations; None if
-            the graph doesn't tell, as where a backward pass within the forward pass alone uses it, or a function that
-            hides it.
+        position (Position, optional): Of its last use, or of the first one if it is only added to activations and no
+            bias; None if the graph doesn't tell, as where a backward pass within the forward pass alone uses it, or a
+            function that hides it.
         upstream (int): Parameters that a backward pass leads to which has come to one of its uses as a weight, through
             the activations that it meets there.
         downstream (int): Parameters that are used between its last use and the loss.
@@ -146,16 +146,21 @@ class Graph:
             for node, _ in nodes:
                 users[node] = users.get(node, 0) | 1 << bit
         below = self._used_below(users)
-        found = {bit: self._use(nodes, below, self._beside(bit)) for bit, nodes in of_all.items() if nodes}
+        found = {bit: self._use(bit, nodes, below) for bit, nodes in of_all.items() if nodes}
         # The order within a function is not to be seen here.
         return {bit: use if bit in self._leaves else replace(use, position=None) for bit, use in found.items()}
 
-    def _use(self, nodes: list[tuple[Any, Any]], below: Mapping[Any, int], upstream: int) -> Use:
-        # A token or a position becomes an activation where it is first put together with others.
+    def _use(self, bit: int, nodes: list[tuple[Any, Any]], below: Mapping[Any, int]) -> Use:
+        upstream = self._beside(bit)
+        # A token or a position becomes an activation where it is first put together with others. A bias does not: it is
+        # added whenever its weight is used.
+        is_bias = all(len(leaf._input_metadata[0].shape) <= 1 for leaf in self._leaves.get(bit, ())) and all(
+            node is reader for node, reader in nodes
+        )
         as_weights = [pair for pair in nodes if not pair[0].name().startswith(_AMONG_ACTIVATIONS)]
         # What a backward pass within the forward pass reads, it reads in the reversed order.
         forward = [pair for pair in as_weights or nodes if not self._made_in_backward(pair[0])] or nodes
-        last = max(forward, key=self._position_of) if as_weights else min(forward, key=self._position_of)
+        last = (max if as_weights or is_bias else min)(forward, key=self._position_of)
         for node, _ in as_weights:
             for child, _ in node.next_functions:
                 if child in self._from_data:

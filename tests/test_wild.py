@@ -185,6 +185,24 @@ def test_a_second_derivative_does_not_turn_the_order_round():
         assert 'something in front of them gets a gradient' in str(result.describe_bad_cuts())
 
 
+def test_a_bias_stays_with_its_weight():
+    """Added by an operator of its own, by a layer that is used twice."""
+
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.middle, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def use(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+            return x @ layer.weight.T + layer.bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.use(self.head, self.use(self.shared, self.middle(self.use(self.shared, x)).relu()).relu())
+
+    result = partition(Again(), X)
+    assert [(unit.name, len(unit.parameters)) for unit in result.units] == [('middle', 2), ('shared', 2), ('head', 2)]
+
+
 def test_tensors_of_one_module_that_are_used_apart():
     class Tower(nn.Module):
         def __init__(self) -> None:
