@@ -101,7 +101,8 @@ class MergedGroups:
         if seen != self._seen:
             alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
             for group in groups:
-                values = tuple(map(group.get, names))
+                # Some checkpoints give tuples back as lists.
+                values = tuple(tuple(v) if isinstance(v, list) else v for v in map(group.get, names))
                 if _is_plain(group, values):
                     # Operators on distributed tensors work on one mesh.
                     mesh = getattr(group['params'][0], 'device_mesh', None)

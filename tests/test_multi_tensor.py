@@ -589,3 +589,19 @@ def test_the_bits_of_a_step_per_group_on_a_gpu(case, dtype):
     train(split, 20)
     assert_same(merged, split)
     assert calls_of_a_step(merged).multi_tensor == calls
+
+
+def test_hyperparameters_that_a_checkpoint_has_made_lists():
+    ends = []
+    for kind in (tuple, list):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, foreach=True)
+        freezer = apply_freezeout(model, optimizer, lambda model=model: model(torch.ones(2, 4)))
+        for group in optimizer.param_groups:
+            group['betas'] = kind(group['betas'])
+        freezer.batch_start(0.0)
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        ends.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*ends, strict=True))
