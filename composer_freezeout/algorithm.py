@@ -20,11 +20,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from composer_freezeout import schedule
 from composer_freezeout.allocation import COST_SHIFT
 from composer_freezeout.checkpoint import ADOPT, Saved, check_same_settings
-from composer_freezeout.compilation import DEFAULT_STAGES, compile_seconds, is_compiled
+from composer_freezeout.compilation import compile_seconds, is_compiled, stage_limit
 from composer_freezeout.cost import in_stages, predicted_saving
-from composer_freezeout.distributed import agree_on, reshard
+from composer_freezeout.distributed import reshard
 from composer_freezeout.flops import losses_of, step_flops_by_units_frozen
-from composer_freezeout.freezer import LayerFreezer, check_settings, check_stages, check_warmup
+from composer_freezeout.freezer import LayerFreezer, agreed, check_settings, check_stages, check_warmup
 from composer_freezeout.freezing import BatchNormMode, anchored, release_earlier
 from composer_freezeout.observation import Observation, Observer
 from composer_freezeout.partition import Granularity, Partition, partition_model
@@ -281,7 +281,7 @@ class FreezeOut(Algorithm):
         if self._freezer is not None:
             self._freezer.groups.track_optimizer(state.optimizers[0])
             self._freezer.groups.track_schedulers(state.schedulers)
-            self._freezer.limit_stages(self._stage_limit())
+            self._freezer.limit_stages(stage_limit(self.max_stages, self._compiled))
         if self.const_time:
             self._check_lengthened(state)
         rivals = [name for name in map(_describe_scheduler, state.schedulers) if name is not None]
@@ -321,11 +321,9 @@ class FreezeOut(Algorithm):
         parameters: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         """Splits the optimizer's groups, in time for its first step."""
-        partition = agree_on(partition_model(_unwrap(state.model), observed, self.layers, self.granularity))
-        for problem in partition.problems():
-            log.warning('FreezeOut: %s.', problem)
+        partition = agreed(partition_model(_unwrap(state.model), observed, self.layers, self.granularity))
         self._freezer = self._make_freezer(state, partition, observed, parameters)
-        self._freezer.limit_stages(self._stage_limit())
+        self._freezer.limit_stages(stage_limit(self.max_stages, self._compiled))
         self._batch_start(state, logger, running)
 
     def _rehearse(self, state: State) -> Observation:
@@ -374,9 +372,6 @@ class FreezeOut(Algorithm):
         logger.log_metrics(metrics)
 
     # --- set-up
-
-    def _stage_limit(self) -> int | None:
-        return self.max_stages or (DEFAULT_STAGES if self._compiled else None)
 
     def _make_freezer(
         self,

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-__all__ = ['DEFAULT_STAGES', 'compile_seconds', 'forget_compiled', 'is_compiled']
+__all__ = ['DEFAULT_STAGES', 'compile_seconds', 'forget_compiled', 'is_compiled', 'stage_limit']
 
 # How often units of a compiled model may freeze if the user doesn't say: every time costs a compilation.
 DEFAULT_STAGES = 4
@@ -24,6 +24,19 @@ def is_compiled(model: nn.Module) -> bool:
         or hasattr(module.forward, '_torchdynamo_orig_callable')
         for module in model.modules()
     )
+
+
+def stage_limit(max_stages: int | None, compiled: bool) -> int | None:
+    """How often units may freeze.
+
+    Args:
+        max_stages (int, optional): What the user says.
+        compiled (bool): Whether the model is compiled.
+
+    Returns:
+        int, optional: None for no limit.
+    """
+    return max_stages or (DEFAULT_STAGES if compiled else None)
 
 
 def forget_compiled() -> None:

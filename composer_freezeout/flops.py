@@ -7,11 +7,9 @@ activations, pooling, the optimizer) count as none.
 
 import copy
 import logging
-import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from composer.models import ComposerModel
 from composer.utils import ensure_tuple, map_collection
@@ -22,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from composer_freezeout.activation_checkpoints import nonreentrant
 from composer_freezeout.graph import leaves_of
+from composer_freezeout.snapshot import random_states_put_back
 from composer_freezeout.units import Unit
 
 __all__ = ['UnitFlops', 'losses_of', 'on_meta', 'step_flops', 'step_flops_by_units_frozen', 'unit_flops']
@@ -120,10 +119,8 @@ def _count_on_copy(model: ComposerModel, batch: Any, units: Sequence[Unit]) -> t
         return _count(*on_meta(model, batch), units)
     except Exception as error:
         log.debug('FLOPs cannot be counted without data (%s); they are counted with them', error)
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == 'cuda'})
-    python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with random_states_put_back(model):
             return _count(_copy_of(model).train(), copy.deepcopy(batch), units)
     except Exception as error:
         message = ' '.join(str(error).split())[:200]
@@ -131,9 +128,6 @@ def _count_on_copy(model: ComposerModel, batch: Any, units: Sequence[Unit]) -> t
             f'FLOPs cannot be counted on a copy of {type(model).__name__} ({type(error).__name__}: {message}); use '
             'const_time=False, and max_duration for as long as the training is to take'
         ) from error
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _copy_of(model: nn.Module) -> Any:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from composer_freezeout.compilation import is_compiled
+from composer_freezeout.observation import storages_of
 
 __all__ = ['BatchNormFolding', 'Known', 'PairWatch', 'folded', 'runs_otherwise']
 
@@ -111,8 +112,8 @@ class PairWatch(TorchDispatchMode):
     ) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             # Views share the storage; making one counts as reading.
-            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
-                layer = self._layers.get(StorageWeakRef(leaf.untyped_storage()))
+            for storage in storages_of(leaf):
+                layer = self._layers.get(storage)
                 if layer is not None and layer is not self._reading:
                     self._read_by_others.add(layer)
         return func(*args, **(kwargs or {}))

@@ -1,5 +1,6 @@
 """FreezeOut on one model and one optimizer, in any training loop."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -15,7 +16,7 @@ from composer_freezeout.allocation import COST_SHIFT, check_unit_costs
 from composer_freezeout.buffers import BufferWatch
 from composer_freezeout.checkpoint import Saved
 from composer_freezeout.compilation import forget_compiled
-from composer_freezeout.distributed import agree_on_buffers, restart_ddp
+from composer_freezeout.distributed import agree_on, agree_on_buffers, restart_ddp
 from composer_freezeout.freezing import BatchNormMode, UnitFreezer, check_batchnorm
 from composer_freezeout.groups import UnitGroups
 from composer_freezeout.observation import Observation
@@ -24,7 +25,9 @@ from composer_freezeout.schedule import HowScale
 from composer_freezeout.starvation import GradientWatch
 from composer_freezeout.units import place_norms
 
-__all__ = ['LayerFreezer', 'check_settings', 'check_stages', 'check_warmup']
+__all__ = ['LayerFreezer', 'agreed', 'check_settings', 'check_stages', 'check_warmup']
+
+log = logging.getLogger(__name__)
 
 
 def check_settings(
@@ -301,6 +304,18 @@ def check_warmup(warmup: float, first_freeze: float) -> None:
             f'the warm-up must end before the first unit freezes, at progress {first_freeze:.4g}, but it ends at '
             f'{warmup:.4g}; shorten t_warmup or raise t_0'
         )
+
+
+def agreed(partition: Partition) -> Partition:
+    """The units of the first rank, on all of them, with a word on what the user should know of them.
+
+    Args:
+        partition (Partition): Those of this rank.
+    """
+    partition = agree_on(partition)
+    for problem in partition.problems():
+        log.warning('FreezeOut: %s.', problem)
+    return partition
 
 
 def check_stages(max_stages: int | None) -> None:

@@ -114,7 +114,6 @@ class UnitFreezer:
         self.frozen_norms: list[Any] = []
         self._held: list[_Mode] = []
         self._scripted: list[_Mode] = []
-        self._fused: list[_Mode] = []
         self._without_tracking: list[Any] = []
         self._around = _AroundForward(self)
         self._masked = _MaskedAttention(self)
@@ -164,9 +163,7 @@ class UnitFreezer:
                 for name in unit.parameters:
                     self._parameters[name].requires_grad_(True)
             self._frozen = [self._parameters[name] for unit in self.units[:count] for name in unit.parameters]
-            for parameter in self._frozen:
-                parameter.requires_grad_(False)
-                parameter.grad = None
+            self._freeze()
             self.units_frozen = count
         self._idle = False
         if changed or self._released:
@@ -192,15 +189,10 @@ class UnitFreezer:
         self.hold_modes()
 
     def hold_parameters(self) -> None:
-        """Freezes again what others have thawed, as code does that switches ``requires_grad`` of a whole model.
-
-        A gradient left behind would be clipped, averaged and applied with the others.
-        """
+        """Freezes again what others have thawed, as code does that switches ``requires_grad`` of a whole model."""
         # In every batch and for every parameter, hence without a line of Python for each.
         if any(map(_requires_grad, self._frozen)):
-            for parameter in self._frozen:
-                parameter.requires_grad_(False)
-                parameter.grad = None
+            self._freeze()
 
     def hold_modes(self) -> None:
         """Keeps the statistics of frozen layers still, and their operators those of inference.
@@ -227,6 +219,12 @@ class UnitFreezer:
         self._around.remove()
         self._masked.put(())
         self._released = True
+
+    def _freeze(self) -> None:
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+            # A gradient left behind would be clipped, averaged and applied with the others.
+            parameter.grad = None
 
     def _settle(self, count: int) -> None:
         """Finds what the first ``count`` units have to be kept from, besides gradients."""

@@ -1,6 +1,5 @@
 """FreezeOut in a training loop without a trainer."""
 
-import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +13,9 @@ from torch.optim import Optimizer
 
 from composer_freezeout.allocation import COST_SHIFT
 from composer_freezeout.checkpoint import Saved, check_same_settings
-from composer_freezeout.compilation import DEFAULT_STAGES, is_compiled
-from composer_freezeout.distributed import agree_on, reshard
-from composer_freezeout.freezer import LayerFreezer, check_settings, check_stages
+from composer_freezeout.compilation import is_compiled, stage_limit
+from composer_freezeout.distributed import reshard
+from composer_freezeout.freezer import LayerFreezer, agreed, check_settings, check_stages
 from composer_freezeout.freezing import BatchNormMode, UnitFreezer, release_earlier
 from composer_freezeout.groups import UnitGroups, check_optimizer
 from composer_freezeout.observation import Observation, Observer, refuse_scripted
@@ -25,8 +24,6 @@ from composer_freezeout.rehearsal import rehearse
 from composer_freezeout.schedule import HowScale, check_progress
 
 __all__ = ['FreezeOutLoop', 'apply_freezeout']
-
-log = logging.getLogger(__name__)
 
 
 class FreezeOutLoop:
@@ -230,20 +227,14 @@ class FreezeOutLoop:
             partition = completed(known, self._model, observed, self._layers)
             if self._layer_freezer.units_frozen:  # of frozen units the graph doesn't tell
                 partition = replace(partition, cuts=known.cuts)
-            self._layer_freezer.learn(self._agreed(partition))
+            self._layer_freezer.learn(agreed(partition))
             return
         self._set_up(self._partition(observed), observed, parameters)
         if self._now is not None:
             self._known().batch_start(*self._now, running=True)
 
     def _partition(self, observed: Observation) -> Partition:
-        return self._agreed(partition_model(self._model, observed, self._layers, self._granularity))
-
-    def _agreed(self, partition: Partition) -> Partition:
-        partition = agree_on(partition)
-        for problem in partition.problems():
-            log.warning('FreezeOut: %s.', problem)
-        return partition
+        return agreed(partition_model(self._model, observed, self._layers, self._granularity))
 
     def _set_up(
         self,
@@ -254,7 +245,7 @@ class FreezeOutLoop:
         self._layer_freezer = LayerFreezer(
             self._model, self._optimizer, partition, observed=observed, parameters=parameters, **self._settings
         )
-        self._layer_freezer.limit_stages(self._max_stages or (DEFAULT_STAGES if self._compiled else None))
+        self._layer_freezer.limit_stages(stage_limit(self._max_stages, self._compiled))
 
     def _stop_observing(self) -> None:
         if self._observer is not None:

@@ -27,11 +27,13 @@ __all__ = [
     'Observation',
     'Observer',
     'Recorder',
+    'join_names',
     'owners_of',
     'plain_tensors',
     'refuse_scripted',
     'storages_of',
     'tensors_in',
+    'without_parametrizations',
     'written_to',
 ]
 
@@ -408,9 +410,8 @@ def owners_of(model: nn.Module) -> dict[str, list[str]]:
     first_names: dict[int, str] = {}
     for module_name, module in model.named_modules():
         for local_name, tensor in _own_tensors(module):
-            first_name = first_names.setdefault(id(tensor), _join(module_name, local_name))
-            # A parametrised tensor is held inside of the module that uses what is made from it.
-            owners[first_name].append(re.sub(r'(^|\.)parametrizations(\..*|$)', '', module_name))
+            first_name = first_names.setdefault(id(tensor), join_names(module_name, local_name))
+            owners[first_name].append(without_parametrizations(module_name))
     return owners
 
 
@@ -472,8 +473,14 @@ def _names_within(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def _join(*names: str) -> str:
+def join_names(*names: str) -> str:
+    """Name of something in a module, whose own name is empty if it is the whole model."""
     return '.'.join(filter(None, names))
+
+
+def without_parametrizations(module_name: str) -> str:
+    """The module that uses what is made of parametrised tensors, by the name of one inside of it that holds them."""
+    return re.sub(r'(^|\.)parametrizations(\..*|$)', '', module_name)
 
 
 def _same(buffer: Tensor, before: Tensor) -> bool:

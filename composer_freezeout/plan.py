@@ -23,7 +23,7 @@ from composer.utils import map_collection, reproducibility
 from composer_freezeout import registry
 from composer_freezeout.algorithm import FreezeOut
 from composer_freezeout.allocation import measured_unit_costs
-from composer_freezeout.compilation import DEFAULT_STAGES, is_compiled
+from composer_freezeout.compilation import is_compiled, stage_limit
 from composer_freezeout.config import (
     Cifar10,
     Cifar100,
@@ -292,7 +292,7 @@ def make_plan(
             counts=counts,
         )
 
-    max_stages = freezeout.max_stages or (DEFAULT_STAGES if is_compiled(model) else None)
+    max_stages = stage_limit(freezeout.max_stages, is_compiled(model))
     stages = freeze_stages(len(units) - partition.heads + 1, max_stages)
     costs: dict[CostModel, list[float]] = {
         'paper': in_stages(paper_costs([unit.forward for unit in flops]), stages),

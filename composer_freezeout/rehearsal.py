@@ -1,11 +1,9 @@
 """One more forward pass, where a step of the training itself can't be watched, and no trace of it left."""
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -20,7 +18,7 @@ from composer_freezeout.observation import (
     tensors_in,
     written_to,
 )
-from composer_freezeout.snapshot import Snapshot
+from composer_freezeout.snapshot import Snapshot, random_states_put_back
 
 __all__ = ['rehearse']
 
@@ -99,18 +97,14 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     attributes = Snapshot(list(model.modules()))
     modes = [(module, module.training) for module in model.modules()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == 'cuda'})
-    python, numpy = random.getstate(), np.random.get_state()
     cached = torch.is_autocast_cache_enabled()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with random_states_put_back(model):
             # Weights that are cast here must not be there when the pass that is trained asks for them.
             torch.set_autocast_cache_enabled(False)
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
-        random.setstate(python)
-        np.random.set_state(numpy)
         attributes.restore()
         for module, mode in modes:
             if module.training != mode:

@@ -1,8 +1,9 @@
 """Puts back what Python code has changed in some objects."""
 
+import contextlib
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ['Snapshot']
+__all__ = ['Snapshot', 'random_states_put_back']
 
 # What is not looked into: tensors, which others see to, and what is no state.
 _LEFT_ALONE = (
@@ -19,6 +20,23 @@ _LEFT_ALONE = (
 )
 _LIBRARIES = ('torch.', 'numpy.')
 _DEPTH = 6
+
+
+@contextlib.contextmanager
+def random_states_put_back(model: nn.Module) -> Iterator[None]:
+    """Puts back the random states of torch, on the model's devices, of NumPy and of Python.
+
+    Args:
+        model (nn.Module): The model.
+    """
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == 'cuda'})
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 class Snapshot:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from composer_freezeout.graph import Position
-from composer_freezeout.observation import Observation
+from composer_freezeout.observation import Observation, join_names, without_parametrizations
 
 __all__ = ['Granularity', 'Unit', 'order_units', 'place_norms', 'units_by_pattern']
 
@@ -69,8 +69,8 @@ def order_units(
     pieces = _pieces(model, home, position, granularity, split=False)
     if len(pieces) == 1:  # one module does everything: its layers are known by their tensors
         pieces = _pieces(model, home, position, granularity, split=True)
-    seen, unseen = _with_unseen(model, home, position, granularity, pieces)
-    seen = _join_followers(seen, _fixed_matrices(model, position))
+    unseen = _add_unseen(model, home, position, granularity, pieces)
+    seen = _join_followers(pieces, _fixed_matrices(model, position))
     matrices = observed.mask(name for name in home if _is_matrix(model.get_parameter(name)))
 
     def is_head(piece: _Piece) -> bool:
@@ -149,11 +149,11 @@ def place_norms(
     previous = 0
     for module_name, module in model.named_modules():
         # A parametrisation stands still with the tensor that it makes.
-        around = re.sub(r'(^|\.)parametrizations(\..*|$)', '', module_name)
-        own = [_join(module_name, name) for name, _ in module.named_parameters(recurse=False)]
+        around = without_parametrizations(module_name)
+        own = [join_names(module_name, name) for name, _ in module.named_parameters(recurse=False)]
         within = [i for name, i in index.items() if _is_within(name, around)] if around else list(index.values())
         if module_name in observed.changed and (not own or any(name in index for name in own)):
-            buffers = [_join(module_name, name) for name, _ in module.named_buffers(recurse=False)]
+            buffers = [join_names(module_name, name) for name, _ in module.named_buffers(recurse=False)]
             read = [observed.reads[name] for name in buffers if name in observed.reads]
             if within:
                 unit = max(within)
@@ -218,14 +218,14 @@ def _pieces(
     return sorted(made, key=lambda piece: piece.position)
 
 
-def _with_unseen(
+def _add_unseen(
     model: nn.Module,
     home: Mapping[str, str],
     position: Mapping[str, Position],
     granularity: Granularity,
     pieces: list[_Piece],
-) -> tuple[list[_Piece], list[_Piece]]:
-    """Adds what the step didn't use to what it used of the same module, and makes pieces of the rest."""
+) -> list[_Piece]:
+    """Adds what the step didn't use to the pieces of the same module, and returns pieces of the rest."""
     blocks = list(_blocks(model)) if granularity == 'block' else []
 
     def around(module_name: str) -> str:
@@ -246,7 +246,7 @@ def _with_unseen(
         else:
             own_name = key in blocks or not _is_around_others(model, module_name)
             previous = unseen[key] = _Piece(key if own_name else name, [name], ())
-    return pieces, list(unseen.values())
+    return list(unseen.values())
 
 
 def _join_followers(pieces: Sequence[_Piece], fixed: Sequence[Position]) -> list[_Piece]:
@@ -325,7 +325,7 @@ def _block_of(module_name: str, blocks: Sequence[str]) -> str | None:
 def _blocks(module: nn.Module, prefix: str = '', in_container: bool = False) -> Iterator[str]:
     """Names of the outermost modules that a container holds and that have modules with parameters inside."""
     for name, child in module.named_children():
-        path = _join(prefix, name)
+        path = join_names(prefix, name)
         if (
             in_container
             and not _is_container(child)
@@ -344,7 +344,3 @@ def _is_container(module: nn.Module) -> bool:
 
 def _is_within(name: str, module_name: str) -> bool:
     return not module_name or name == module_name or name.startswith(f'{module_name}.')
-
-
-def _join(*names: str) -> str:
-    return '.'.join(filter(None, names))
