@@ -26,6 +26,7 @@ from composer_freezeout.distributed import reshard
 from composer_freezeout.flops import losses_of, step_flops_by_units_frozen
 from composer_freezeout.freezer import LayerFreezer, agreed, check_settings, check_stages, check_warmup
 from composer_freezeout.freezing import BatchNormMode, anchored, release_earlier
+from composer_freezeout.groups import check_optimizer
 from composer_freezeout.observation import Observation, Observer
 from composer_freezeout.partition import Granularity, Partition, partition_model
 from composer_freezeout.progress import as_progress, lengthened, parse_warmup, progress
@@ -61,7 +62,10 @@ class FreezeOut(Algorithm):
     update and no drifting statistics; the backward pass ends at the first layer that still trains, which is what saves
     time. At the end of the epoch its parameters and their state leave the optimizer.
 
-    FreezeOut owns the learning rate: give the optimizer the peak rate, and no scheduler.
+    FreezeOut owns the learning rate: give the optimizer the peak rate, and no scheduler. A group that is added to the
+    optimizer while it trains keeps the rate that it comes with.
+
+    A copy, or what has been pickled, has the same settings and has not begun.
 
     Runs on :attr:`.Event.INIT`, :attr:`.Event.AFTER_LOAD`, :attr:`.Event.FIT_START`,
     :attr:`.Event.BEFORE_DATALOADER`, :attr:`.Event.BATCH_START`, :attr:`.Event.BEFORE_FORWARD`,
@@ -159,15 +163,26 @@ class FreezeOut(Algorithm):
         self.fuse_frozen = fuse_frozen
         self.unit_costs = None if unit_costs is None else list(unit_costs)
         self.cost_shift = cost_shift
-        self._stretch: float | None = None
-        self._lengthened_to: Time | None = None
-        self._state: State | None = None
+        self._begin(None)
+
+    def _begin(self, state: State | None) -> None:
+        # Kept for `load_state_dict`, which is not given it.
+        self._state = state
         self._freezer: LayerFreezer | None = None
         self._observer: Observer | None = None
+        self._loaded: Saved | None = None
         self._frozen_at: list[int] = []
+        self._stretch: float | None = None
+        self._lengthened_to: Time | None = None
         self._warmup = 0.0
         self._compiled = False
-        self._loaded: Saved | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What copies and pickles are made of: the settings. The run is that of one model and one optimizer.
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        other._begin(None)
+        return vars(other)
 
     def __repr__(self) -> str:
         arguments = {**self._settings(), 'fuse_frozen': self.fuse_frozen}
@@ -194,10 +209,7 @@ class FreezeOut(Algorithm):
         if event is Event.INIT:
             _refuse_rivals(state)
             release_earlier(_unwrap(state.model))
-            # Kept for `load_state_dict`, which is not given it. In another Trainer everything starts anew.
-            self._state, self._freezer, self._loaded, self._observer = state, None, None, None
-            self._frozen_at = []
-            self._stretch, self._lengthened_to = None, None
+            self._begin(state)  # in another Trainer everything starts anew
         elif event is Event.AFTER_LOAD:
             self._restore(state)
             self._check_early(state)
@@ -278,6 +290,9 @@ class FreezeOut(Algorithm):
         self._set_warmup(state)
         self._compiled = is_compiled(state.model)
         self._restore(state)
+        trainable = [p for p in state.model.parameters() if p.requires_grad]
+        if self._freezer is None and state.optimizers and trainable:
+            check_optimizer(state.optimizers[0], trainable)
         if self._freezer is not None:
             self._freezer.groups.track_optimizer(state.optimizers[0])
             self._freezer.groups.track_schedulers(state.schedulers)
@@ -479,7 +494,7 @@ class FreezeOut(Algorithm):
             self._loaded = Saved.from_state_dict(state)
             if self._freezer is None and self._state is not None:
                 # Before Composer tries to fit the optimizer's state to another model.
-                self._loaded.check_fit(_unwrap(self._state.model))
+                self._loaded.check_fit(_unwrap(self._state.model), self._state.optimizers[0])
         if self._freezer is not None:
             # The checkpoint has the shape of the original groups.
             self._freezer.groups.join()
@@ -497,7 +512,7 @@ class FreezeOut(Algorithm):
             return
         saved, self._loaded = self._loaded, None
         if self._freezer is None:
-            saved.check_fit(_unwrap(state.model))
+            saved.check_fit(_unwrap(state.model), state.optimizers[0])
             self._freezer = self._make_freezer(state, saved.partition)
         elif not saved.partition.is_same(self._freezer.partition):
             raise ValueError(

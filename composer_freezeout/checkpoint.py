@@ -1,10 +1,11 @@
 """What FreezeOut puts into a checkpoint, and what it makes sure of before it uses one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from composer_freezeout.folding import Known
 from composer_freezeout.partition import Partition
@@ -27,6 +28,8 @@ class Saved:
         units_removed (int): How many of them had left the optimizer, in ``[0, len(frozen_at)]``.
         folding (Known): What has been observed of frozen BatchNorm layers.
         gradients (Gradients): Which parameters had a gradient before anything froze.
+        groups_added (tuple[int, ...]): Indices of the optimizer's param groups that were added while training.
+        own_values (Sequence[Sequence[Any]]): What param groups hold that others of the same origin don't.
     """
 
     partition: Partition
@@ -34,6 +37,8 @@ class Saved:
     units_removed: int
     folding: Known = field(default_factory=Known)
     gradients: Gradients = field(default_factory=Gradients)
+    groups_added: tuple[int, ...] = ()
+    own_values: Sequence[Sequence[Any]] = ()
 
     def state_dict(self) -> dict[str, Any]:
         """As plain lists and numbers."""
@@ -43,8 +48,10 @@ class Saved:
             'heads': self.partition.heads,
             'frozen_at': list(self.frozen_at),
             'units_removed': self.units_removed,
-            'folding': [dict(self.folding.layer_of), list(self.folding.postponed)],
+            'fused': [dict(self.folding.norm_of), list(self.folding.apart)],
             'gradients': list(self.gradients),
+            'groups_added': list(self.groups_added),
+            'own_values': [list(values) for values in self.own_values],
         }
 
     @classmethod
@@ -57,10 +64,11 @@ class Saved:
         try:
             units = tuple(Unit(name, tuple(parameters), tuple(norms)) for name, parameters, norms in state['units'])
             partition = Partition(units, tuple(state['cuts']), state.get('heads', 1))
-            layer_of, postponed = state.get('folding', ({}, ()))
-            folding = Known(dict(layer_of), tuple(postponed))
+            norm_of, apart = state.get('fused', ({}, ()))
+            folding = Known(dict(norm_of), tuple(apart))
             gradients = Gradients(*state.get('gradients', ()))
-            saved = cls(partition, tuple(state['frozen_at']), state['units_removed'], folding, gradients)
+            added, own = tuple(state.get('groups_added', ())), state.get('own_values', ())
+            saved = cls(partition, tuple(state['frozen_at']), state['units_removed'], folding, gradients, added, own)
             parameters = [name for unit in units for name in unit.parameters]
             if (
                 len(saved.partition.cuts) == len(units) + 1
@@ -75,21 +83,24 @@ class Saved:
             'load_weights_only=True to start a new schedule from its weights'
         )
 
-    def check_fit(self, model: nn.Module) -> None:
+    def check_fit(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Checks that the units are those of a model in which nothing is frozen yet.
 
         Args:
             model (nn.Module): The model.
+            optimizer (Optimizer): Its optimizer, with the groups that were added while training.
 
         Raises:
             ValueError: If a parameter or a module is missing on either side.
         """
-        parameters = {name for name, p in model.named_parameters() if p.requires_grad}
+        groups = [group for index, group in enumerate(optimizer.param_groups) if index in self.groups_added]
+        added = {id(parameter) for group in groups for parameter in group['params']}
+        parameters = {name for name, p in model.named_parameters() if p.requires_grad and id(p) not in added}
         modules = {name for name, _ in model.named_modules()}
         saved = {name for unit in self.partition.units for name in unit.parameters}
         norms = [name for unit in self.partition.units for name in unit.norms]
-        norms += [name for pair in self.folding.layer_of.items() for name in pair if name is not None]
-        norms += self.folding.postponed
+        norms += [name for pair in self.folding.norm_of.items() for name in pair]
+        norms += self.folding.apart
         unknown = sorted(saved - parameters) + [name for name in norms if name not in modules]
         if unknown or parameters != saved:
             raise ValueError(

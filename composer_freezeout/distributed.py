@@ -5,12 +5,11 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ['agree_on', 'agree_on_buffers', 'reshard', 'restart_ddp']
-
-_MIB = 1024 * 1024
 
 T = TypeVar('T')
 
@@ -53,37 +52,107 @@ def reshard(model: nn.Module) -> None:
 
 
 def restart_ddp(model: DistributedDataParallel, settled: Iterable[nn.Module] = ()) -> None:
-    """Starts a wrapper anew, so that only what still changes is communicated.
+    """Gives a wrapper a new reducer, so that only what still changes is communicated.
 
-    DDP fixes the parameters that it expects gradients for when it is made. The object stays the same, with its
-    settings, its communication hooks and a compiled forward. Parameters are not broadcast: the ranks agree on them
-    already.
+    DDP fixes the parameters that it expects gradients for when it is made. All else stays as it is: settings, hooks,
+    attributes, a compiled forward. Parameters are not broadcast: the ranks agree on them already. The new reducer puts
+    the parameters into other buckets, at once and when the second backward pass has begun, hence
+
+    - PowerSGD forgets its errors and its low-rank factors, which belong to places in the old buckets, and sends the
+      gradients of two steps as they are, as it does at the beginning. Its ``start_powerSGD_iter`` is moved for that.
+    - Parameters whose all-reduce was delayed join the others' buckets as soon as one of them, or the one whose gradient
+      starts their all-reduce, is frozen.
 
     Args:
         model (DistributedDataParallel): The wrapper. At least one parameter must be trainable.
         settled (Iterable[nn.Module]): Modules of the model whose buffers stand still and are the same on every rank.
     """
-    training, hooks = model.training, list(model._comm_hooks)
-    settings = {
-        'device_ids': model.device_ids,
-        'output_device': model.output_device,
-        'dim': model.dim,
-        'broadcast_buffers': model.broadcast_buffers,
-        'process_group': model.process_group,
-        'bucket_cap_mb': model.bucket_bytes_cap / _MIB,
-        'find_unused_parameters': model.find_unused_parameters,
-        'gradient_as_bucket_view': model.gradient_as_bucket_view,
-        'static_graph': model.static_graph,
-    }
+    builtin_hook = _builtin_hook(model)
     # The old reducer's hooks sit on the parameters and would communicate every gradient a second time.
     model._remove_autograd_hooks()
-    model.__init__(model.module, init_sync=False, **settings)
+    _ignore_buffers(model, settled)
+    _join_delayed(model)
+    _build_reducer(model)
+    if builtin_hook is not None:
+        model._register_builtin_comm_hook(builtin_hook)
+    hooks, model._comm_hooks = model._comm_hooks, []
     for hook, state in hooks:
+        if isinstance(state, PowerSGDState):
+            _restart_power_sgd(state)
         model.register_comm_hook(state, hook)
-    # Written to before every forward pass, they would look as if they changed.
-    still = set(settled)
-    model.parameters_to_ignore |= {
-        f'{name}.{buffer}' for name, m in model.module.named_modules() if m in still for buffer in m._buffers
-    }
-    model._assign_modules_buffers()
-    model.train(training)
+
+
+def _build_reducer(model: Any) -> None:
+    """Makes a wrapper's reducer as torch does when it unpickles one, and as its constructor ends."""
+    vars(model).update(reducer=None, logger=None)  # frees the buckets before there are new ones
+    parameters, sparse = model._build_params_for_reducer()
+    names = model._build_debug_param_to_name_mapping(parameters)
+    low = [] if model.mixed_precision is None else parameters
+    whole = [p.data for p in low]
+    for p in low:
+        # Told of the precision later, it would fill its first buckets in this one, and send others.
+        p.data = p._mp_param
+    model._ddp_init_helper(parameters, sparse, names, model.static_graph)
+    for p, data in zip(low, whole, strict=True):
+        p.data = data
+    model._has_rebuilt_buckets = False
+    if model.static_graph:
+        model.reducer._set_static_graph()
+        model.logger._set_static_graph()
+        model._static_graph_delay_allreduce_enqueued = False
+    if model.mixed_precision is not None:
+        model.reducer._set_mixed_precision_param_dtype(model.mixed_precision.param_dtype)
+
+
+def _builtin_hook(model: DistributedDataParallel) -> Any:
+    """The communication hook of those that are written in C++, which only the log has the name of."""
+    name = model._get_ddp_logging_data().get('comm_hook', '')
+    kinds: Any = dist.BuiltinCommHookType  # pyright: ignore[reportPrivateImportUsage]
+    return kinds.__members__.get(name.removeprefix('BuiltinCommHookType.'))
+
+
+def _ignore_buffers(model: DistributedDataParallel, settled: Iterable[nn.Module]) -> None:
+    """Leaves out buffers from the broadcast: written to before every forward pass, they would look as if they changed.
+
+    Args:
+        model (DistributedDataParallel): The wrapper. What it left out for an earlier call, it sends again.
+        settled (Iterable[nn.Module]): The modules with these buffers.
+    """
+    still = {id(buffer) for module in settled for buffer in module.buffers(recurse=False)}
+    names = {name for name, buffer in model.module.named_buffers() if id(buffer) in still}
+    # Those that the user ignores are not ours to take back.
+    others = model.parameters_to_ignore - vars(model).get('settled_buffers', set())
+    vars(model)['settled_buffers'] = names - others
+    model.parameters_to_ignore = names | others
+
+
+def _join_delayed(model: DistributedDataParallel) -> None:
+    """Lets the reducer have the parameters with a delayed all-reduce, once that can't go on as it was.
+
+    DDP gives all of them a gradient, and reduces them when one parameter gets its own.
+
+    Args:
+        model (DistributedDataParallel): The wrapper.
+    """
+    start = model._delayed_all_reduce_hook
+    starting = [p for p in model.module.parameters() if start in (p._backward_hooks or {}).values()]
+    if all(p.requires_grad for p in (*model._delay_all_reduce_params, *starting)):
+        return
+    for hooks in (p._backward_hooks or {} for p in starting):
+        for key in [key for key, hook in hooks.items() if hook == start]:
+            del hooks[key]
+    delayed = {id(p) for p in model._delay_all_reduce_params}
+    for name, parameter in model.module.named_parameters(remove_duplicate=False):
+        if id(parameter) in delayed:
+            # The reducer's names of the parameters of the model itself begin with a dot.
+            model.parameters_to_ignore -= {name, f'.{name}'}
+    model._delay_all_reduce_params, model._delay_grad_views, model._delay_grad_buffer = [], [], None
+
+
+def _restart_power_sgd(state: PowerSGDState) -> None:
+    """Forgets what belongs to places in buckets, and leaves time for the new ones to get their order."""
+    for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+        memory.clear()
+    if state.use_error_feedback or state.warm_start:
+        # Two steps, as PowerSGDState asks for.
+        state.start_powerSGD_iter = max(state.start_powerSGD_iter, state.iter + 2)

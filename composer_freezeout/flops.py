@@ -120,7 +120,7 @@ def _count_on_copy(model: ComposerModel, batch: Any, units: Sequence[Unit]) -> t
     except Exception as error:
         log.debug('FLOPs cannot be counted without data (%s); they are counted with them', error)
     try:
-        with random_states_put_back(model):
+        with random_states_put_back(p.device for p in model.parameters()):
             return _count(_copy_of(model).train(), copy.deepcopy(batch), units)
     except Exception as error:
         message = ' '.join(str(error).split())[:200]

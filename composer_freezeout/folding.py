@@ -3,11 +3,14 @@
 Behind a convolution or a linear layer with weight ``W`` and bias ``b``, a BatchNorm that normalises by its running
 statistics is that layer with weight ``W·γ/√(σ² + ε)`` and bias ``β + (b − μ)·γ/√(σ² + ε)``. The model stays what it is:
 the folded tensors belong to none of its modules, and stand in for its own only while it runs forward in training.
+
+What a frozen layer gives is marked as :class:`.Unread`. If its BatchNorm is the first to read it, as in the passes
+before, the layer has done the work of both. Whoever else reads it gets what the layer itself gives.
 """
 
+import functools
 import weakref
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -15,22 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from composer_freezeout.activation_checkpoints import is_run_again
 from composer_freezeout.compilation import is_compiled
-from composer_freezeout.observation import storages_of
 
-__all__ = ['BatchNormFolding', 'Known', 'PairWatch', 'folded', 'runs_otherwise']
+__all__ = ['BatchNormFolding', 'Known', 'Unread', 'folded', 'runs_otherwise']
 
 # By layer, the dimensions of its output that has channels second. Subclasses may compute something else.
 _LAYERS: dict[type[nn.Module], int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+_about = attrgetter('_version', 'requires_grad')
 _HOOKS = ('_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks')
-
-_version = attrgetter('_version')
 
 
 def folded(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
@@ -60,248 +60,250 @@ def folded(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 class Known(NamedTuple):
-    """What has been observed of frozen BatchNorm layers.
+    """What forward passes have shown of frozen layers.
 
     Attributes:
-        layer_of (Mapping[str, str | None]): Name of the layer that each can be folded into, or None.
-        postponed (Sequence[str]): Names of those that will be observed again when others freeze.
+        norm_of (Mapping[str, str]): Name of the BatchNorm that each layer is folded with.
+        apart (Sequence[str]): Names of layers that others read, too.
     """
 
-    layer_of: Mapping[str, str | None] = {}
-    postponed: Sequence[str] = ()
-
-
-class PairWatch(TorchDispatchMode):
-    """Finds, in a forward pass, the layers whose output a BatchNorm reads, and nothing else.
-
-    The BatchNorm of such a pair gives what the folded layer would have given, so that the pass rounds as later ones do.
-
-    Args:
-        layers (Iterable[nn.Module]): Convolution and linear layers.
-        norms (Iterable[nn.Module]): BatchNorm layers.
-
-    Attributes:
-        norms (list[nn.Module]): The BatchNorm layers.
-    """
-
-    def __init__(self, layers: Iterable[nn.Module], norms: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self._calls: Counter[nn.Module] = Counter()
-        self._outputs: dict[nn.Module, weakref.ref[Tensor]] = {}
-        self._storages: dict[nn.Module, StorageWeakRef] = {}
-        self._layers: dict[StorageWeakRef, nn.Module] = {}
-        self._norms: dict[nn.Module, nn.Module] = {}
-        self._read_by_others: set[nn.Module] = set()
-        self._with_gradient: set[nn.Module] = set()
-        # The layer that ran last, its input, and how often that had been written to: as a rule its norm comes next.
-        self._latest: tuple[nn.Module, Tensor, int] | None = None
-        self._reading: nn.Module | None = None  # the layer whose BatchNorm is running now
-        self.norms = list(norms)
-        self._hooks = [layer.register_forward_hook(self._leave_layer) for layer in layers]
-        for norm in self.norms:
-            self._hooks.append(norm.register_forward_pre_hook(self._enter_norm))
-            self._hooks.append(norm.register_forward_hook(self._leave_norm))
-
-    def __exit__(self, *args: Any) -> None:
-        super().__exit__(*args)
-        for hook in self._hooks:
-            hook.remove()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            # Views share the storage; making one counts as reading.
-            for storage in storages_of(leaf):
-                layer = self._layers.get(storage)
-                if layer is not None and layer is not self._reading:
-                    self._read_by_others.add(layer)
-        return func(*args, **(kwargs or {}))
-
-    def is_settled(self, norm: nn.Module) -> bool:
-        """Whether a BatchNorm ran in the pass, and on nothing that a backward pass goes through."""
-        return self._calls[norm] > 0 and norm not in self._with_gradient
-
-    def pairs(self) -> dict[nn.Module, nn.Module]:
-        """The BatchNorm by the layer that it alone reads; both have run once.
-
-        To be asked when the pass is over: what is still there then is held by its result, or by a module that has put
-        it aside for later, or by the backward pass.
-        """
-        return {
-            layer: norm
-            for layer, norm in self._norms.items()
-            if layer not in self._read_by_others
-            and self._storages[layer].expired()
-            and self._calls[layer] == self._calls[norm] == 1
-        }
-
-    def _leave_layer(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self._calls[layer] += 1
-        # Of tensors that torch.func wraps nobody knows where they lie.
-        if torch._C._functorch.is_functorch_wrapped_tensor(output):
-            return
-        if output.ndim == _LAYERS[type(layer)] and output.layout is torch.strided:
-            self._latest = (layer, args[0], args[0]._version) if args else None
-            storage = StorageWeakRef(output.untyped_storage())
-            self._outputs[layer], self._storages[layer] = weakref.ref(output), storage
-            self._layers[storage] = layer
-
-    def _enter_norm(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
-        self._calls[norm] += 1
-        if any(tensor.requires_grad for tensor in args if isinstance(tensor, Tensor)):
-            self._with_gradient.add(norm)
-        for layer, output in self._outputs.items():
-            if args and output() is args[0]:
-                self._norms[layer] = norm
-                self._reading = layer
-
-    def _leave_norm(self, norm: nn.Module, *_: object) -> Tensor | None:
-        layer = self._reading
-        if layer is None:
-            return None
-        try:
-            return self._as_folded(layer, norm)
-        finally:
-            self._reading = self._latest = None
-
-    def _as_folded(self, layer: nn.Module, norm: nn.Module) -> Tensor | None:
-        once = self._calls[layer] == self._calls[norm] == 1 and layer not in self._read_by_others
-        if self._latest is None or self._latest[0] is not layer or not once or norm.training:
-            return None
-        _, inputs, version = self._latest
-        if inputs.requires_grad or inputs._version != version or not (_is_frozen(layer) and _is_frozen(norm)):
-            return None
-        fold = _Fold(layer, norm, ('', ''))
-        if fold.is_seen_by_others(hooks_of_ours=3):
-            return None
-        fold.refold()
-        return fold.compute(inputs)
+    norm_of: Mapping[str, str] = {}
+    apart: Sequence[str] = ()
 
 
 class _Fold:
-    """A layer that does the work of the BatchNorm behind it, too."""
+    """A layer that does the work of the BatchNorm behind it, too.
 
-    def __init__(self, layer: Any, norm: Any, names: tuple[str, str]) -> None:
-        self.names = names
-        self._layer = layer
-        self._norm = norm
-        self._compute: Any = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
-        self._hooks = [getattr(module, hooks) for module in (layer, norm) for hooks in _HOOKS]
-        self._weight: Tensor | None = None
-        self._bias: Tensor | None = None
-        self._output: Tensor | None = None
+    The tensors are folded anew when one that they come from is replaced, or written to other than through its ``data``.
+    """
+
+    def __init__(self, layer: Any, norm: Any) -> None:
+        self.layer = layer
+        self.norm = norm
+        self.refolds = 0
+        self.convolve: Any = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
+        # Where the tensors are that the folded ones come from. The norm's count of batches is among them: statistics
+        # are updated by an operator that torch doesn't count as writing to them.
+        self._of_layer = _filled(layer._parameters)
+        self._of_norm = _filled(norm._parameters) + _filled(norm._buffers)
+        self._sources: list[Tensor] = []
+        self._state_of_layer: Any = None
+        self._state_of_norm: Any = None
+        self._eps = 0.0
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
 
     @property
-    def sources(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """Where the tensors are that the folded ones come from: a dictionary, and the key in it.
+    def fits(self) -> bool:
+        """Whether the norm normalises what the layer gives, channel by channel."""
+        return self.norm.num_features == self.layer._parameters['weight'].shape[0]
 
-        The norm's count of batches is among them: statistics are updated by an operator that torch doesn't count as
-        writing to them.
+    def is_norm_as_before(self) -> bool:
+        """Whether the norm is what it was when it was folded."""
+        return _state_of(self._of_norm) == self._state_of_norm and self.norm.eps == self._eps
+
+    def run(self, inputs: Tensor) -> Tensor | None:
+        """What the two modules give, with the operators of one; None where a part of them trains.
+
+        The norm is asked for when it is its turn.
         """
-        for tensors in (self._layer._parameters, self._norm._parameters, self._norm._buffers):
-            yield from ((tensors, key) for key in tensors if tensors[key] is not None)
+        if _state_of(self._of_layer) != self._state_of_layer and not self.refold():
+            return None
+        return self.convolve(inputs, self.weight, self.bias)
 
-    def refold(self) -> None:
-        self._weight, self._bias = folded(self._layer, self._norm)
-
-    def is_seen_by_others(self, hooks_of_ours: int = 0) -> bool:
-        """Whether someone else wants to see the two modules run."""
-        hooks = sum(map(len, self._hooks))
-        return hooks > hooks_of_ours or 'forward' in vars(self._layer) or 'forward' in vars(self._norm)
-
-    def compute(self, inputs: Tensor) -> Tensor:
-        """What the two modules give, with the operators of one."""
-        return self._compute(inputs, self._weight, self._bias)
-
-    def install(self) -> bool:
-        """Takes the place of the two modules' own forward methods, unless someone else wants to see them run."""
-        if self._norm.training or self.is_seen_by_others():
+    def refold(self) -> bool:
+        """Folds the tensors anew, unless a part of them trains."""
+        sources: list[Any] = [tensors.get(key) for tensors, key in (*self._of_layer, *self._of_norm)]
+        if any(source is None or source.requires_grad for source in sources):
             return False
-        # Past nn.Module.__setattr__, which has nothing to register here.
-        vars(self._layer)['forward'], vars(self._norm)['forward'] = self._run_layer, self._run_norm
+        self.weight, self.bias = folded(self.layer, self.norm)
+        # Held on to, so that nothing new can come to lie where they lie.
+        self._sources = [source.detach() for source in sources]
+        self._state_of_layer = _state_of(self._of_layer)
+        self._state_of_norm, self._eps = _state_of(self._of_norm), self.norm.eps
+        self.refolds += 1
         return True
 
-    def remove(self) -> None:
-        del vars(self._layer)['forward'], vars(self._norm)['forward']
-        self._output = None
 
-    def _run_layer(self, input: Tensor) -> Tensor:
-        if input.requires_grad:  # a backward pass, or a checkpoint that computes once more, goes through the two
-            return type(self._layer).forward(self._layer, input)
-        self._output = output = self.compute(input)
-        return output
+class _Run:
+    """One run of a frozen layer.
 
-    def _run_norm(self, input: Tensor) -> Tensor:
-        expected, self._output = self._output, None
-        if expected is None:  # the layer was left out, or has run as it is
-            return type(self._norm).forward(self._norm, input)
-        if input is not expected:
-            layer, norm = self.names
+    Args:
+        layer (nn.Module): The layer.
+        inputs (Tensor): What it has run on.
+        fold (_Fold, optional): What it is to be folded with; None if it is to run by itself.
+    """
+
+    __slots__ = ('_dtype', '_from', '_versions', 'fold', 'layer', 'value')
+
+    def __init__(self, layer: Any, inputs: Tensor, fold: _Fold | None) -> None:
+        self.layer = layer
+        self.fold = fold
+        value = None if fold is None else fold.run(inputs)
+        if value is None:
+            self.fold, value = None, type(layer).forward(layer, inputs)
+        else:
+            # What is needed to run once more, for someone else.
+            self._from = inputs, *layer._parameters.values()
+            self._versions = [*map(_version_of, self._from)]
+            self._dtype = value.dtype
+        self.value: Tensor = value
+
+    @property
+    def is_as_before(self) -> bool:
+        """Whether what the layer was computed from is the same."""
+        return self.fold is None or [*map(_version_of, self._from)] == self._versions
+
+    def alone(self) -> Tensor:
+        """What the layer gives.
+
+        Raises:
+            RuntimeError: If it was folded, and what it was computed from is not the same any more.
+        """
+        if self.fold is None:
+            return self.value
+        if not self.is_as_before:
             raise RuntimeError(
-                f'{norm!r} was folded into {layer!r} and now reads something else: the forward pass is not the same '
-                'every time; use fuse_frozen=False'
+                'what a frozen layer gives is read by others than in earlier passes, and what it was computed from has '
+                'been changed in place; use fuse_frozen=False'
             )
-        return input
+        return self._convolved(*self._from)
+
+    def refolded(self) -> Tensor | None:
+        """What the layer and the norm give now that the norm has changed; None if that can't be computed any more."""
+        assert self.fold is not None
+        if not self.is_as_before or not self.fold.refold():
+            return None
+        return self._convolved(self._from[0], self.fold.weight, self.fold.bias)
+
+    def _convolved(self, inputs: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+        assert self.fold is not None
+        # As the layer has run; autocast may have been switched since.
+        kind, lower = inputs.device.type, self._dtype != weight.dtype
+        with torch.autocast(kind, dtype=self._dtype if lower else None, enabled=lower):
+            return self.fold.convolve(inputs, weight, bias)
+
+
+class Unread(Tensor):
+    """The output of a frozen layer, which can be computed in one of two ways until someone reads it.
+
+    To everybody but a BatchNorm it is a tensor like any other. Asking for its shape is not reading.
+    """
+
+    run: _Run
+    folding: 'BatchNormFolding'
+    value: Tensor | None = None  # once it has been read
+    is_normalised = False
+
+    @staticmethod
+    def __new__(cls, run: _Run, folding: 'BatchNormFolding') -> 'Unread':
+        """Looks like what the run has given."""
+        value = run.value
+        made = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+            cls, value.shape, strides=value.stride(), dtype=value.dtype, device=value.device
+        )
+        made.run, made.folding = run, folding
+        return made
+
+    def read(self) -> Tensor:
+        """The tensor that the layer gives."""
+        if self.value is None:
+            self.folding.set_apart(self.run.layer)
+            self.value = self.run.alone()
+            del self.run  # and what the layer has run on
+        return self.value
+
+    def normalised(self) -> Tensor:
+        """The tensor that the run has given, for the norm that is the first to read it."""
+        self.is_normalised = True
+        value = self.run.value
+        if self.run.fold is not None:
+            del self.run.value  # it is the norm's result, which may be written to
+        return value
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _ABOUT and args and type(args[0]) is Unread and args[0].value is None:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        args, kwargs = tree_map_only(Unread, Unread.read, (args, kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Calls that go past the above, as those of extensions do.
+        args, kwargs = tree_map_only(Unread, Unread.read, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class BatchNormFolding:
     """Folds frozen BatchNorm layers while a model runs forward in training.
 
-    Which layers belong together is observed in the first training pass in which they are frozen, which runs them as
-    they are. So does everything else: what is compiled or sharded, layers with hooks, and the whole model in
-    evaluation. The tensors are folded anew when one that they come from is replaced, or written to other than through
-    its ``data``.
+    Which layers belong together shows in the first training pass in which they are frozen. A layer that anybody else
+    reads, or another BatchNorm, runs as it is from then on. So does everything that is compiled or sharded, what a
+    checkpoint runs once more, layers with hooks, and the whole model in evaluation.
 
     Args:
         model (nn.Module, optional): The model, without a data-parallel wrapper. A copy of this object, which a copy of
             the model has among its hooks, has none and does nothing.
-
-    Attributes:
-        refolds (int): How often tensors have been folded, in ``[0, ∞)``.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
-        self.refolds = 0
         self._model = model
         self._norms: set[nn.Module] = set()
-        self._layer_of: dict[nn.Module, nn.Module | None] = {}  # by norm; None for those that can't be folded
-        self._postponed: set[nn.Module] = set()  # norms to be observed with the next ones that freeze
+        self._norm_of: dict[nn.Module, nn.Module] = {}
+        self._apart: set[nn.Module] = set()
+        self._folds: dict[tuple[nn.Module, nn.Module], _Fold] = {}
+        self._refolds_before = 0
+        self._parts: list[_Part] | None = None
+        self._open: set[nn.Module] = set()  # norms that are stood in for in this pass
+        self._installed: list[nn.Module] = []
+        self._given: list[weakref.ref[Unread]] = []
         self._hooks: list[RemovableHandle] = []
-        self._installed: list[_Fold] = []
-        self._watch: PairWatch | None = None
-        self._forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BatchNormFolding, ()
 
     @property
+    def refolds(self) -> int:
+        """How often tensors have been folded, in ``[0, ∞)``."""
+        return self._refolds_before + sum(fold.refolds for fold in self._folds.values())
+
+    @property
     def pairs(self) -> dict[str, str]:
         """Name of the BatchNorm by that of the layer that it is folded into, as of the latest forward pass."""
-        return dict(fold.names for fold in self._folds or ())
+        return {layer: norm for layer, norm in self.known().norm_of.items() if layer not in self.known().apart}
 
     def known(self) -> Known:
-        """What has been observed so far, by names."""
+        """What has been seen so far, by names."""
         assert self._model is not None
-        names: dict[nn.Module | None, str | None] = {None: None}
-        names |= {module: name for name, module in self._model.named_modules()}
-        pairs = {names.get(norm): names.get(layer) for norm, layer in self._layer_of.items()}
-        layer_of = {norm: layer for norm, layer in pairs.items() if norm is not None}
-        return Known(layer_of, tuple(name for norm in self._postponed if (name := names.get(norm)) is not None))
+        names = {module: name for name, module in self._model.named_modules()}
+        norm_of = {names[a]: names[b] for a, b in self._norm_of.items() if a in names and b in names}
+        return Known(norm_of, tuple(sorted(names[layer] for layer in self._apart if layer in names)))
 
     def learn(self, known: Known) -> None:
-        """Takes in what another run has observed, so that this one computes the same bits.
+        """Takes in what another run has seen, so that this one computes the same bits.
 
         Args:
             known (Known): From :meth:`known` of the same model.
         """
         assert self._model is not None
         modules = dict(self._model.named_modules())
-        self._layer_of = {
-            modules[norm]: None if layer is None else modules[layer] for norm, layer in known.layer_of.items()
-        }
-        self._postponed = {modules[norm] for norm in known.postponed}
-        self._forget()
+        self._norm_of = {modules[layer]: modules[norm] for layer, norm in known.norm_of.items()}
+        self._apart = {modules[layer] for layer in known.apart}
+
+    def forget(self) -> None:
+        """Gives layers that others have read another chance: the norm behind them may not have been frozen."""
+        self._apart = set()
+
+    def set_apart(self, layer: nn.Module) -> None:
+        """Has a layer run as it is from now on.
+
+        Args:
+            layer (nn.Module): A layer that others read, too.
+        """
+        self._apart.add(layer)
 
     def fold(self, norms: Sequence[nn.Module]) -> None:
         """Says which layers may be folded from the next forward pass on.
@@ -309,12 +311,13 @@ class BatchNormFolding:
         Args:
             norms (Sequence[nn.Module]): Frozen layers of the model that normalise by their running statistics.
         """
-        self._forget()
+        self._leave()
+        self._refolds_before = self.refolds
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
         self._norms = {norm for norm in norms if type(norm) in _NORMS}
-        self._postponed = set()
+        self._parts, self._folds = None, {}
         if self._model is not None and self._norms:
             self._hooks = [
                 self._model.register_forward_pre_hook(self._enter),
@@ -325,13 +328,6 @@ class BatchNormFolding:
         """Leaves the model as it would be without this object."""
         self.fold(())
 
-    def _forget(self) -> None:
-        self._leave()
-        self._folds: list[_Fold] | None = None
-        self._slots: list[tuple[dict[str, Any], str]] = []
-        self._sources: list[Tensor] = []
-        self._state: tuple[list[int], list[int]] = [], []
-
     # --- around a forward pass
 
     def _enter(self, module: nn.Module, _: object) -> None:
@@ -339,55 +335,126 @@ class BatchNormFolding:
         if torch.compiler.is_compiling() or module is not self._model or not module.training:
             return
         self._leave()  # a pass that was killed
-        if self._folds is None:
-            self._find_folds()
-        self._refold_if_stale()
-        self._installed = [fold for fold in self._folds or () if fold.install()]
-        unknown = self._norms - self._layer_of.keys() - self._postponed
-        if unknown and not runs_otherwise(module):
-            self._watch = PairWatch((layer for layer in module.modules() if type(layer) in _LAYERS), unknown)
-            self._watch.__enter__()
+        if self._parts is None:
+            self._parts = self._find_parts(module)
+        for part in self._parts:
+            if part.module not in self._apart and not part.is_seen_by_others:
+                # Past nn.Module.__setattr__, which has nothing to register here.
+                part.attributes['forward'] = part.forward
+                self._installed.append(part.module)
+        self._open = self._norms.intersection(self._installed)
 
-    def _leave(self, module: nn.Module | None = None, _: object = None, output: object = None) -> None:
-        for fold in self._installed:
-            fold.remove()
+    def _leave(self, module: nn.Module | None = None, _: object = None, output: Any = None) -> Any:
+        for part in self._installed:
+            vars(part).pop('forward', None)
         self._installed = []
-        if self._watch is not None:
-            watch, self._watch = self._watch, None
-            watch.__exit__(None, None, None)
-            if output is not None:  # a pass that came to its end
-                self._learn_from(watch)
+        # What is still there is held by the result, or by a module that has put it aside for later.
+        given, self._given = [tensor for reference in self._given if (tensor := reference()) is not None], []
+        for tensor in given:
+            tensor.read()
+        return tree_map_only(Unread, Unread.read, output) if given else None
 
-    def _learn_from(self, watch: PairWatch) -> None:
-        found = {norm: layer for layer, norm in watch.pairs().items()}
-        for norm in watch.norms:
-            # Where something in front still trains, or in a part that didn't run, it may be one later.
-            if norm in found or watch.is_settled(norm):
-                self._layer_of[norm] = found.get(norm)
-            else:
-                self._postponed.add(norm)
-        self._find_folds()
+    def _find_parts(self, model: nn.Module) -> 'list[_Part]':
+        if runs_otherwise(model):
+            return []
+        found = []
+        for module in model.modules():
+            if type(module) in _LAYERS and _is_frozen(module):
+                found.append(_Part(module, self._run_layer))
+            elif module in self._norms and _is_frozen(module):
+                found.append(_Part(module, self._run_norm))
+        return found
 
-    def _find_folds(self) -> None:
-        assert self._model is not None
-        names = {module: name for name, module in self._model.named_modules()}
-        self._folds = [
-            _Fold(layer, norm, (names[layer], names[norm]))
-            for norm, layer in ({} if runs_otherwise(self._model) else self._layer_of).items()
-            if layer is not None and layer in names and norm in self._norms and _is_frozen(layer) and _is_frozen(norm)
-        ]
-        self._slots = [source for fold in self._folds for source in fold.sources]
-        self._state = [], []  # nothing is folded yet
+    def _run_layer(self, layer: Any, input: Tensor) -> Tensor:
+        if type(input) is Unread:
+            input = input.read()
+        norm = self._norm_of.get(layer)
+        if layer in self._apart or (norm is not None and norm not in self._open) or not _can_be_folded_on(input):
+            return type(layer).forward(layer, input)
+        run = _Run(layer, input, None if norm is None else self._fold_of(layer, norm))
+        value = run.value
+        if type(value) is not Tensor or value.ndim != _LAYERS[type(layer)] or value.requires_grad:
+            return run.alone()
+        output = Unread(run, self)
+        self._given.append(weakref.ref(output))
+        return output
 
-    def _refold_if_stale(self) -> None:
-        sources = [tensors[key] for tensors, key in self._slots]
-        state = list(map(_version, sources)), list(map(Tensor.data_ptr, sources))
-        if state != self._state:
-            for fold in self._folds or ():
-                fold.refold()
-            self.refolds += 1
-            # Held on to, so that nothing new can come to lie where they lie.
-            self._sources, self._state = [source.detach() for source in sources], state
+    def _run_norm(self, norm: Any, input: Tensor) -> Tensor:
+        if type(input) is not Unread:
+            return type(norm).forward(norm, input)
+        if input.value is None and not input.is_normalised and not norm.training:
+            run = input.run
+            if run.fold is not None:
+                if run.fold.norm is norm:
+                    norm._check_input_dim(run.value)
+                    if run.fold.is_norm_as_before():
+                        return input.normalised()
+                    value = run.refolded()
+                    if value is not None:
+                        input.normalised()
+                        return value
+            # The first time, the two run as they are, and it shows that they belong together.
+            elif self._fold_of(run.layer, norm).fits and self._norm_of.setdefault(run.layer, norm) is norm:
+                return type(norm).forward(norm, input.normalised())
+        return type(norm).forward(norm, input.read())
+
+    def _fold_of(self, layer: nn.Module, norm: Any) -> _Fold:
+        if (layer, norm) not in self._folds:
+            self._folds[layer, norm] = _Fold(layer, norm)
+        return self._folds[layer, norm]
+
+
+class _Part:
+    """A module that is stood in for while the model runs.
+
+    Args:
+        module (nn.Module): A layer or a norm.
+        run (Callable[[nn.Module, Tensor], Tensor]): What is run in the place of its forward method.
+    """
+
+    def __init__(self, module: nn.Module, run: Callable[[Any, Tensor], Tensor]) -> None:
+        self.module = module
+        self.attributes = vars(module)
+        self.forward = functools.partial(run, module)
+        self._is_norm = type(module) in _NORMS
+        self._hooks = [self.attributes[hooks] for hooks in _HOOKS]
+
+    @property
+    def is_seen_by_others(self) -> bool:
+        """Whether someone else wants to see it run, or it has to run in another way."""
+        return any(self._hooks) or 'forward' in self.attributes or (self._is_norm and self.module.training)
+
+
+def _can_be_folded_on(input: Tensor) -> bool:
+    """Whether nothing but what comes after a layer can tell how it has run on an input."""
+    return (
+        type(input) is Tensor
+        and not input.requires_grad  # a backward pass goes through the two
+        and not input.is_inference()
+        and not input.is_meta
+        and not is_run_again()
+        and not torch.compiler.is_compiling()
+        # Of tensors that torch.func wraps nobody knows how often they are written to.
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _filled(tensors: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where there are tensors: a dictionary, and the key in it."""
+    return [(tensors, key) for key, tensor in tensors.items() if tensor is not None]
+
+
+def _state_of(slots: Sequence[tuple[dict[str, Any], str]]) -> list[Any] | None:
+    try:
+        found = [tensors[key] for tensors, key in slots]
+        # For every layer in every pass, hence without a line of Python for each tensor.
+        return [*map(_about, found), *map(Tensor.data_ptr, found)]
+    except (AttributeError, KeyError):  # one is missing
+        return None
+
+
+def _version_of(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor._version
 
 
 def _is_frozen(module: nn.Module) -> bool:
@@ -408,3 +475,14 @@ def runs_otherwise(model: nn.Module) -> bool:
         bool: True if it is compiled, or sharded by FSDP.
     """
     return is_compiled(model) or any(isinstance(m, (FSDPModule, FullyShardedDataParallel)) for m in model.modules())
+
+
+# What can be asked of a tensor without reading it.
+_ABOUT = {
+    *(getattr(Tensor, name).__get__ for name in ('device', 'dtype', 'grad_fn', 'is_cpu', 'is_cuda', 'is_leaf')),
+    *(getattr(Tensor, name).__get__ for name in ('is_meta', 'is_nested', 'is_quantized', 'is_sparse', 'itemsize')),
+    *(getattr(Tensor, name).__get__ for name in ('layout', 'nbytes', 'ndim', 'requires_grad', 'shape')),
+    *(getattr(Tensor, name) for name in ('__hash__', '__len__', 'dim', 'element_size', 'get_device', 'is_complex')),
+    *(getattr(Tensor, name) for name in ('is_contiguous', 'is_floating_point', 'is_inference', 'ndimension')),
+    *(getattr(Tensor, name) for name in ('nelement', 'numel', 'size', 'stride')),
+}

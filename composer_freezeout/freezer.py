@@ -167,8 +167,16 @@ class LayerFreezer:
             frozen_at (Sequence[int]): Batches trained before each frozen unit froze, one per frozen unit.
         """
         self._learn_norms()
-        folding, gradients = self.freezer.folding.known(), self._watch.known()
-        return Saved(self.partition, tuple(frozen_at), self.groups.units_removed, folding, gradients)
+        groups = self.groups
+        return Saved(
+            self.partition,
+            tuple(frozen_at),
+            groups.units_removed,
+            self.freezer.folding.known(),
+            self._watch.known(),
+            groups.added,
+            groups.own_values(),
+        )
 
     def restore(self, saved: Saved) -> bool:
         """Freezes what was frozen, and removes what was removed, when a checkpoint was made.
@@ -179,8 +187,10 @@ class LayerFreezer:
         Returns:
             bool: Whether the set of frozen units has changed.
         """
-        self.groups.set_removed(saved.units_removed)
         self.groups.split()
+        self.groups.set_added(saved.groups_added)
+        self.groups.set_removed(saved.units_removed)
+        self.groups.set_own_values(saved.own_values)
         self.learn(saved.partition)
         changed = self.freezer.set_frozen(len(saved.frozen_at))
         self.freezer.folding.learn(saved.folding)
@@ -228,7 +238,8 @@ class LayerFreezer:
         changed = self.freezer.set_frozen(count)
         self.groups.set_learning_rates(factors)
         if changed:
-            self.groups.forget_wrappers(count)
+            if self.groups.moves_what_has_no_gradient:
+                self.groups.set_removed(count)
             self._watch.start(self._trained())
         return changed
 
@@ -274,10 +285,8 @@ class LayerFreezer:
             self._watch.check(repr(frozen[-1].name) if frozen else 'nothing', finished)
 
     def learning_rates(self) -> dict[str, float]:
-        """Learning rate of every unit, 0 for those that have left the optimizer."""
-        rates = {unit.name: 0.0 for unit in self.partition.units[: self.groups.units_removed]}
-        rates.update(self.groups.learning_rates())
-        return rates
+        """Learning rate of every unit, 0 for those that have left the optimizer; the names stay the same."""
+        return self.groups.learning_rates()
 
     def unit_table(self) -> list[dict[str, Any]]:
         """One row per unit: ``name``, ``parameters`` (count), ``t_i`` and ``frozen``."""

@@ -165,6 +165,7 @@ class UnitFreezer:
             self._frozen = [self._parameters[name] for unit in self.units[:count] for name in unit.parameters]
             self._freeze()
             self.units_frozen = count
+            self.folding.forget()
         self._idle = False
         if changed or self._released:
             self._settle(count)

@@ -4,39 +4,45 @@ The groups stand with the deepest unit first. Learning-rate schedulers address g
 first unit first, must leave from the end of the list.
 """
 
+import logging
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout.multi_tensor import MergedGroups
+from composer_freezeout.scheduler_lists import SchedulerLists
+from composer_freezeout.trial import FreshStates, another_group, rates_without_effect
 from composer_freezeout.units import Unit
 
 __all__ = ['BASE_LR', 'UNIT', 'UnitGroups', 'check_optimizer']
 
+log = logging.getLogger(__name__)
+
 # Keys of a param group while it is split.
 UNIT = 'freezeout_unit'
-BASE_LR = 'freezeout_base_lr'
+BASE_LR = 'freezeout_base_lr'  # None for a group that keeps its own learning rate
 _ORIGIN = 'freezeout_origin'  # index of the group that it was split from
-_NOT_SHARED = frozenset({'params', 'lr', 'initial_lr', UNIT, BASE_LR, _ORIGIN})
+_OURS = frozenset({UNIT, BASE_LR, _ORIGIN})
+_NOT_SHARED = _OURS | {'params', 'param_names', 'lr', 'initial_lr'}
 _OWNER = '_freezeout_groups'  # attribute of an optimizer that is split
-
-# What torch's schedulers keep per param group, by position.
-_PER_GROUP = ('base_lrs', 'lr_lambdas', '_last_lr', 'max_lrs', 'min_lrs', 'base_momentums', 'max_momentums')
 
 
 class UnitGroups:
     """The param groups of one optimizer, split in place per unit and original group.
 
     Groups keep the hyperparameters of the group they come from. Parameters that no unit owns stay in a group of their
-    own, in front, and are never removed.
+    own, in front, and are never removed. A group that is added later stays as it is, with its own learning rate.
 
-    Whoever asks for the optimizer's state dict gets it in the shape of the original groups, with a fresh state for
-    parameters that have been removed: a checkpoint can be loaded whatever has been frozen, and without FreezeOut, too.
+    Whoever asks for the optimizer's state dict, or copies or pickles the optimizer, gets the original groups, with a
+    fresh state for parameters that have been removed: a checkpoint can be loaded whatever has been frozen, and without
+    FreezeOut, too.
 
     Args:
         optimizer (Optimizer): The optimizer. The object stays the same; so do its state and its hyperparameters.
@@ -70,23 +76,103 @@ class UnitGroups:
         self._unit_of = {id(parameters[name]): unit.name for unit in units for name in unit.parameters}
         self._initial_factors = tuple(initial_factors)
         self._factors: Sequence[float] = self._initial_factors
-        self._original: list[dict[str, Any]] = []
+        self._original = list(optimizer.param_groups)
+        self._added: frozenset[int] = frozenset()  # indices of original groups that came while training
         self._resting: list[dict[str, Any]] = []  # the split groups, while they are joined
-        self._is_split = False
+        self._when_joined: list[dict[str, Any]] = []  # what the original groups held then
+        self._is_split = self._is_detached = False
+        self._count = 0  # groups as they are now
         # Of the groups as they are now: looked up once, as learning rates are set and read in every batch.
         self._targets: list[tuple[dict[str, Any], float, int]] = []
-        self._labelled: dict[str, dict[str, Any]] = {}
-        self._schedulers: list[tuple[LRScheduler, dict[str, dict[int, Any]]]] = []
+        self._labels: dict[tuple[str, int], str] = {}
+        self._looked_up: dict[str, Any] | None = None
+        self._schedulers = SchedulerLists()
         self.track_schedulers(schedulers)
-        self._hooks = [
-            optimizer.register_state_dict_pre_hook(lambda *_: self.join(with_state=True)),
-            optimizer.register_load_state_dict_pre_hook(lambda *_: self.join()),
-            optimizer.register_step_pre_hook(self._before),
-        ]
+        self._base_lrs = [_peak(group, index, bool(self._schedulers)) for index, group in enumerate(self._original)]
         self._before_step = before_step
+        self._fresh = {nested: FreshStates(nested) for nested in _nested(optimizer)}
         self._merged = MergedGroups(_nested(optimizer)[-1])
-        setattr(optimizer, _OWNER, self)
+        self._hooks: list[Any] = []
+        self._stand_in(_nested(optimizer))
         self.split()
+
+    # --- split and joined
+
+    def split(self) -> None:
+        """Gives each unit its own groups, without those of removed units. Does nothing where it is so already.
+
+        Raises:
+            ValueError: If another start of FreezeOut has taken over the optimizer.
+        """
+        if self._is_detached:
+            raise ValueError(
+                'FreezeOut has been started anew on this optimizer; use what the latest start has returned'
+            )
+        groups = self.optimizer.param_groups
+        if self._is_split:
+            if len(groups) != self._count:
+                self._take_in([group for group in groups if _ORIGIN not in group])
+            return
+        if not all(map(operator.is_, groups, self._original)):  # a state has been loaded
+            self._resting = []
+            self._original = groups[: len(self._original)]
+            self._base_lrs = [_peak(group, index, True) for index, group in enumerate(self._original)]
+        self._take_in(groups[len(self._original) :])
+        self._drop_removed_state()
+        is_new = not self._resting
+        if is_new:
+            self._resting = self._split_groups([])
+        else:
+            self._hand_down()
+        self._is_split = True
+        self._set_groups(self._resting)
+        if is_new:
+            self.set_learning_rates(self._factors)
+
+    def join(self, with_state: bool = False) -> None:
+        """Puts the original groups back, removed units included, until the next :meth:`split`.
+
+        Args:
+            with_state (bool): Whether removed parameters get a state, as if they had not been stepped yet.
+        """
+        if self._is_split:
+            self.split()  # takes in what has been added
+            # Hyperparameters may have changed on the way, all but the learning rate, which is ours.
+            for group in self.optimizer.param_groups:
+                ours = _OURS if group[BASE_LR] is None else _NOT_SHARED
+                self._original[group[_ORIGIN]].update({k: v for k, v in group.items() if k not in ours})
+            self._is_split = False
+            self._resting = list(self.optimizer.param_groups)
+            self._when_joined = [dict(group) for group in self._original]
+            self._set_groups(self._original)
+        if with_state:
+            self._drop_removed_state()
+            self._add_fresh_state()
+
+    def detach(self) -> None:
+        """Gives the optimizer back as it was, with its current state."""
+        self.join()
+        self._drop_removed_state()
+        self._put_back_state(unit.name for unit in self._units[: self.units_removed])
+        for hook in self._hooks:
+            hook.remove()
+        self._merged.detach()
+        vars(self.optimizer).pop('__getstate__', None)
+        delattr(self.optimizer, _OWNER)
+        self._is_detached = True
+
+    def _stand_in(self, optimizers: Sequence[Optimizer]) -> None:
+        """Sees to it that others find the optimizers as they are to be found."""
+        for optimizer in optimizers:
+            self._hooks += [
+                optimizer.register_state_dict_pre_hook(lambda *_: self.join(with_state=True)),
+                optimizer.register_state_dict_post_hook(lambda *_: self._drop_removed_state()),
+                optimizer.register_load_state_dict_pre_hook(lambda *_: self.join()),
+                optimizer.register_step_pre_hook(self._before),
+            ]
+        setattr(self.optimizer, _OWNER, self)
+        # Copies and pickles are made of what this gives.
+        vars(self.optimizer)['__getstate__'] = self._state_to_copy
 
     def _before(self, *_: object) -> None:
         # Nobody may step with the groups joined: they have one learning rate for all units.
@@ -94,50 +180,121 @@ class UnitGroups:
         if self._before_step is not None:
             self._before_step()
 
-    def split(self) -> None:
-        """Gives each unit its own groups, without those of removed units. Does nothing where it is so already."""
-        if self._is_split:
-            return
-        if self._resting and all(map(operator.is_, self.optimizer.param_groups, self._original)):
-            self._is_split = True
-            self._drop_removed_state(self._original)
-            self._set_groups(self._resting)
-            return
-        self._original = [dict(group) for group in self.optimizer.param_groups]
-        groups = _split(self._original, self._unit_of, self._units, self._initial_factors)
-        self._is_split = True
-        self._drop_removed_state(groups)
-        self._set_groups([group for group in groups if self._position(group) >= self.units_removed])
-        self.set_learning_rates(self._factors)
+    def _state_to_copy(self) -> Any:
+        self.join(with_state=True)
+        state = type(self.optimizer).__getstate__(self.optimizer)
+        state = {
+            **state,
+            'param_groups': [dict(group) for group in self.optimizer.param_groups],
+            'state': defaultdict(dict, {parameter: dict(of_it) for parameter, of_it in self.optimizer.state.items()}),
+        }
+        self.split()
+        return state
 
-    def join(self, with_state: bool = False) -> None:
-        """Puts the original groups back, removed units included, until the next :meth:`split`.
+    def _split_groups(self, known: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Groups in the order: outside of the units, last unit, …, first unit, those that were added.
 
         Args:
-            with_state (bool): Whether removed parameters get a state of zeros, as if they had not been stepped yet.
+            known (Iterable[dict[str, Any]]): Groups to take in the place of new ones, as what some optimizers count in
+                a group differs from unit to unit.
         """
-        if not self._is_split:
-            return
-        # Hyperparameters may have changed on the way, all but the learning rate, which is ours.
-        for group in self.optimizer.param_groups:
-            kept = {key: value for key, value in group.items() if key not in _NOT_SHARED}
-            self._original[group[_ORIGIN]].update(kept)
-        self._is_split = False
-        self._resting = list(self.optimizer.param_groups)
-        self._set_groups(self._original)
-        state = self.optimizer.state
-        template = next(((parameter, of_it) for parameter, of_it in state.items() if of_it), None)
-        if with_state and template is not None:
-            for parameter in self._removed_parameters(self._original):
-                state[parameter] = _zero_state(parameter, *template)
+        own = [group for index, group in enumerate(self._original) if index not in self._added]
+        groups = _split(own, self._base_lrs, self._unit_of, self._units, self._initial_factors)
+        self._labels = _labels(groups)
+        kept = [group for group in groups if self._position(group) >= self.units_removed]
+        kept += [self._as_added(index) for index in self.added]
+        by_unit = {(group[UNIT], group[_ORIGIN]): group for group in known}
+        return [by_unit.get((group[UNIT], group[_ORIGIN]), group) for group in kept]
 
-    def detach(self) -> None:
-        """Gives the optimizer back as it was, with its current state."""
+    def _as_added(self, index: int) -> dict[str, Any]:
+        return {**self._original[index], UNIT: None, BASE_LR: None, _ORIGIN: index}
+
+    def _take_in(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Takes in groups that ``add_param_group`` has put behind the others."""
+        for group in groups:
+            index = len(self._original)
+            known = {id(parameter) for original in self._original for parameter in original['params']}
+            if any(id(parameter) in known for parameter in group['params']):
+                raise ValueError(
+                    'a param group was added with parameters that have left the optimizer because they are frozen; '
+                    'FreezeOut puts them back itself when it thaws them, so leave them out'
+                )
+            self._added |= {index}
+            if self._is_split:
+                self._original.append({key: value for key, value in group.items() if key not in _OURS})
+                group.update({UNIT: None, BASE_LR: None, _ORIGIN: index})
+            else:
+                self._original.append(group)
+                self._when_joined.append(dict(group))
+                if self._resting:
+                    self._resting.append(self._as_added(index))
+            self._base_lrs.append(0.0)
+        self._count = len(self.optimizer.param_groups)
+        self._looked_up = None
+
+    def _hand_down(self) -> None:
+        """Gives the resting groups what has been changed in the original ones since these were joined."""
+        for group in self._resting:
+            now, before = self._original[group[_ORIGIN]], self._when_joined[group[_ORIGIN]]
+            ours = _OURS | {'params'} if group[BASE_LR] is None else _NOT_SHARED
+            changed = {k: v for k, v in now.items() if k not in ours and (k not in before or before[k] is not v)}
+            group.update(changed)
+
+    @property
+    def added(self) -> tuple[int, ...]:
+        """Indices of the original groups that were added while training."""
+        return tuple(sorted(self._added))
+
+    def set_added(self, indices: Iterable[int]) -> None:
+        """Says which of the original groups keep a learning rate of their own.
+
+        Args:
+            indices (Iterable[int]): Their indices, as of :attr:`added`.
+
+        Raises:
+            ValueError: If the optimizer has fewer groups.
+        """
+        indices = frozenset(indices)
+        if indices == self._added:
+            return
+        if max(indices, default=-1) >= len(self._original):
+            raise ValueError(
+                f'a param group was added while the checkpoint was trained, so its optimizer had more than '
+                f'{len(self._original)} groups; add the group before loading'
+            )
         self.join()
-        for hook in self._hooks:
-            hook.remove()
-        self._merged.detach()
-        delattr(self.optimizer, _OWNER)
+        self._resting, self._added = [], indices
+        self.split()
+
+    def own_values(self) -> list[list[Any]]:
+        """What groups hold that others of the same original group don't, as the original one can hold it once only.
+
+        Returns:
+            list[list[Any]]: Unit or None, index of the original group, and the values by key; plain values alone.
+        """
+        self.join()
+        found = []
+        for group in self._resting:
+            original = self._original[group[_ORIGIN]]
+            own = {
+                key: value
+                for key, value in group.items()
+                if key not in _NOT_SHARED and isinstance(value, (bool, int, float)) and original.get(key) != value
+            }
+            if own:
+                found.append([group[UNIT], group[_ORIGIN], own])
+        self.split()
+        return found
+
+    def set_own_values(self, values: Iterable[Sequence[Any]]) -> None:
+        """Puts back what :meth:`own_values` gave."""
+        self.split()
+        groups = {(group[UNIT], group[_ORIGIN]): group for group in self.optimizer.param_groups}
+        for unit, origin, own in values:
+            if (unit, origin) in groups:
+                groups[unit, origin].update(own)
+
+    # --- wrappers and schedulers
 
     def track_optimizer(self, optimizer: Optimizer) -> None:
         """Follows an optimizer that has been wrapped around the one known so far, as sharpness-aware ones are.
@@ -147,7 +304,11 @@ class UnitGroups:
         """
         if self.optimizer in _nested(optimizer)[1:]:
             optimizer.param_groups = self.optimizer.param_groups
+            vars(self.optimizer).pop('__getstate__', None)
+            new = [outer for outer in _nested(optimizer) if outer not in self._fresh]
             self.optimizer = optimizer
+            self._fresh |= {outer: FreshStates(outer) for outer in new}
+            self._stand_in(new)
             self._share_groups()
 
     def track_schedulers(self, schedulers: Iterable[LRScheduler]) -> None:
@@ -156,16 +317,12 @@ class UnitGroups:
         Args:
             schedulers (Iterable[LRScheduler]): Schedulers made for the optimizer's groups as they are now.
         """
-        known = {id(scheduler): lists for scheduler, lists in self._schedulers}
-        origins = [group.get(_ORIGIN, index) for index, group in enumerate(self.optimizer.param_groups)]
+        self._schedulers.track(schedulers, _origins(self.optimizer.param_groups))
 
-        def by_origin(scheduler: LRScheduler) -> dict[str, dict[int, Any]]:
-            return {name: dict(zip(origins, values, strict=True)) for name, values in _lists(scheduler).items()}
-
-        self._schedulers = [(s, known[id(s)] if id(s) in known else by_origin(s)) for s in _flatten(schedulers)]
+    # --- learning rates
 
     def set_learning_rates(self, factors: Sequence[float]) -> None:
-        """Sets the learning rate of every group.
+        """Sets the learning rate of every group, but for those that were added.
 
         Args:
             factors (Sequence[float]): Factor of each unit, in ``[0, ∞)``, times the group's base learning rate.
@@ -182,20 +339,33 @@ class UnitGroups:
                 group['lr'] = lr
 
     def learning_rates(self) -> dict[str, float]:
-        """Learning rate of each unit in the optimizer; by ``unit/group<j>`` where its groups have different ones."""
+        """Learning rate of each unit, by ``unit/group<j>`` where its groups differ; 0 once it has left the optimizer.
+
+        The names stay the same throughout a training.
+        """
         self._look_up()
-        return {label: float(group['lr']) for label, group in self._labelled.items()}
+        rates = dict.fromkeys(self._labels.values(), 0.0)
+        for group, _, index in self._targets:
+            if index >= 0:
+                rates[self._labels[group[UNIT], group[_ORIGIN]]] = float(group['lr'])
+        return rates
 
     def _look_up(self) -> None:
         self.split()
         groups = self.optimizer.param_groups
         # Loading a state replaces the groups.
-        if not self._targets or self._targets[0][0] is not groups[0]:
-            self._targets = [(group, group[BASE_LR], self._index.get(group[UNIT], -1)) for group in groups]
-            self._labelled = _label(groups)
+        if self._looked_up is not groups[0]:
+            self._looked_up = groups[0]
+            self._targets = [
+                (group, group[BASE_LR], self._index.get(group[UNIT], -1))
+                for group in groups
+                if group[BASE_LR] is not None
+            ]
+
+    # --- removed units
 
     def set_removed(self, count: int) -> bool:
-        """Takes the first ``count`` units out of the optimizer, with their state, and puts others back with none.
+        """Takes the first ``count`` units out of the optimizer, with their state, and puts others back with a new one.
 
         Args:
             count (int): In ``[0, len(units))``.
@@ -206,74 +376,80 @@ class UnitGroups:
         if count == self.units_removed:
             return False
         self.join()
-        self._resting = []
+        returning = {unit.name for unit in self._units[count : self.units_removed]}
+        self._drop_removed_state()
         self.units_removed = count
+        self._put_back_state(returning)
+        self._hand_down()
+        self._resting = self._split_groups(self._resting)
         self.split()
         return True
 
-    def forget_wrappers(self, count: int) -> None:
-        """Drops what an optimizer around the base optimizer remembers of the first ``count`` units.
+    def _put_back_state(self, units: Iterable[str]) -> None:
+        """Gives the parameters of some units the state that the optimizer's constructor gives them."""
+        for parameter, group in self._members(units):
+            for optimizer, fresh in self._fresh.items():
+                if state := fresh.at_construction(parameter, group):
+                    optimizer.state[parameter] = state
 
-        A sharpness-aware optimizer takes back its last excursion even where there was no new one.
+    @property
+    def moves_what_has_no_gradient(self) -> bool:
+        """Whether the optimizer may move parameters without a gradient, as those do that are wrapped around another.
 
-        Args:
-            count (int): In ``[0, len(units))``.
+        Lookahead draws them to where they once were, and a sharpness-aware optimizer takes back its last excursion.
         """
-        wrappers = _nested(self.optimizer)[:-1]
-        for group in self.optimizer.param_groups if wrappers else ():
-            if self._position(group) < count:
-                for parameter in group['params']:
-                    for wrapper in wrappers:
-                        wrapper.state.pop(parameter, None)
+        return len(self._fresh) > 1
+
+    def _members(self, units: Iterable[str]) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+        """Parameters of some units, each with its original group."""
+        names = set(units)
+        for index, group in enumerate(self._original):
+            if index not in self._added:
+                yield from ((p, group) for p in group['params'] if self._unit_of.get(id(p)) in names)
+
+    def _removed_members(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+        return self._members(unit.name for unit in self._units[: self.units_removed])
+
+    def _drop_removed_state(self) -> None:
+        for parameter, _ in self._removed_members():
+            for optimizer in self._fresh:
+                optimizer.state.pop(parameter, None)
+
+    def _add_fresh_state(self) -> None:
+        for optimizer, fresh in self._fresh.items():
+            for parameter, group in self._removed_members() if optimizer.state else ():
+                state = fresh.to_save(parameter, group)
+                if state is not None:
+                    optimizer.state[parameter] = state
+
+    def _position(self, group: Mapping[str, Any]) -> int:
+        return self._index.get(group[UNIT], len(self._index))
+
+    def _set_groups(self, groups: Sequence[dict[str, Any]]) -> None:
+        self._looked_up = None
+        self._count = len(groups)
+        self._schedulers.remember(_origins(self.optimizer.param_groups))
+        self.optimizer.param_groups[:] = groups
+        self._share_groups()
+        self._schedulers.align(groups, _origins(groups), len(self._original) - len(self._added))
 
     def _share_groups(self) -> None:
         # A wrapper copies the list of groups; only one list can be kept up to date.
         for inner in _nested(self.optimizer)[1:]:
             inner.param_groups = self.optimizer.param_groups
 
-    def _removed_parameters(self, groups: Iterable[Mapping[str, Any]]) -> list[nn.Parameter]:
-        removed = {unit.name for unit in self._units[: self.units_removed]}
-        return [p for group in groups for p in group['params'] if self._unit_of.get(id(p)) in removed]
 
-    def _drop_removed_state(self, groups: Iterable[Mapping[str, Any]]) -> None:
-        for parameter in self._removed_parameters(groups):
-            for optimizer in _nested(self.optimizer):
-                optimizer.state.pop(parameter, None)
-
-    def _position(self, group: Mapping[str, Any]) -> int:
-        return self._index.get(group[UNIT], len(self._index))
-
-    def _set_groups(self, groups: Sequence[dict[str, Any]]) -> None:
-        self._targets = []
-        self.optimizer.param_groups[:] = groups
-        self._share_groups()
-        for scheduler, lists in self._schedulers:
-            for attribute, by_origin in lists.items():
-                if attribute == 'base_lrs':
-                    values = [group.get('initial_lr', group['lr']) for group in groups]
-                else:
-                    # A scheduler made when all groups of an origin were gone has nothing for it.
-                    other = next(iter(by_origin.values()), None)
-                    values = [by_origin.get(group.get(_ORIGIN, index), other) for index, group in enumerate(groups)]
-                setattr(scheduler, attribute, values)
-
-
-def _zero_state(parameter: nn.Parameter, other: torch.Tensor, of_other: Mapping[str, Any]) -> dict[str, Any]:
-    """State of a parameter that was never stepped, after the pattern of another's."""
-
-    def zero(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return type(value)(0) if isinstance(value, (int, float)) else value
-        return torch.zeros_like(parameter) if value.shape == other.shape else torch.zeros_like(value)
-
-    return {name: zero(value) for name, value in of_other.items()}
+def _origins(groups: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [group.get(_ORIGIN, index) for index, group in enumerate(groups)]
 
 
 def _nested(optimizer: Optimizer) -> list[Optimizer]:
     """An optimizer and those that it wraps, outermost first."""
     chain = [optimizer]
-    while isinstance(inner := getattr(chain[-1], 'base_optimizer', None), Optimizer):
-        chain.append(inner)
+    for outer in chain:
+        inner = next((value for value in vars(outer).values() if isinstance(value, Optimizer)), None)
+        if inner is not None and inner not in chain:
+            chain.append(inner)
     return chain
 
 
@@ -287,21 +463,69 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
     Raises:
         ValueError: If it holds none of the parameters, or has no learning rate per group.
     """
-    if any(isinstance(o, torch.optim.LBFGS) for o in _nested(optimizer)):
-        raise ValueError(
-            'LBFGS has one learning rate for all parameters and would go on moving frozen ones; use an optimizer with '
-            'param groups, such as SGD or AdamW'
-        )
-    listed = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
+    chain = _nested(optimizer)
+    instead = 'use an optimizer with a learning rate per param group, such as SGD or AdamW'
+    for inner in chain:
+        name = type(inner).__name__
+        if isinstance(inner, LBFGS):
+            raise ValueError(
+                f'{name} has one learning rate for all parameters and would go on moving frozen ones; {instead}'
+            )
+        if isinstance(inner, ZeroRedundancyOptimizer):
+            raise ValueError(
+                f'{name} shares out its param groups among the ranks when it is made, so that units could not leave '
+                'it; use the optimizer itself, or FSDP to shard its state'
+            )
+        if not hasattr(inner, '_optimizer_state_dict_pre_hooks'):
+            raise ValueError(
+                f'{name} does not initialise torch.optim.Optimizer, so that nobody can know when it steps or is saved; '
+                f'give FreezeOut the optimizer inside of it if that does all the work, or {instead}'
+            )
+        for index, group in enumerate(inner.param_groups):
+            if not isinstance(group.get('lr'), (int, float, torch.Tensor)):
+                raise ValueError(
+                    f'lr of param group {index} of {name} must be a number, got {group.get("lr")!r}, with which it '
+                    'chooses learning rates of its own; give it a learning rate'
+                )
+    groups = [group for group in optimizer.param_groups if group['params']]
+    listed = {id(parameter) for group in groups for parameter in group['params']}
     if not any(id(parameter) in listed for parameter in parameters):
         raise ValueError(
             "the optimizer holds none of the model's trainable parameters; make it from the `model.parameters()` of"
             ' the model to train'
         )
+    problem = rates_without_effect(chain[-1], groups[0])
+    if problem is not None:
+        raise ValueError(f'{problem}, so FreezeOut cannot anneal its layers one by one; {instead}')
+
+
+def _peak(group: Mapping[str, Any], index: int, scheduled: bool) -> float:
+    """The learning rate that a group's factors refer to.
+
+    Args:
+        group (Mapping[str, Any]): The param group.
+        index (int): Its index.
+        scheduled (bool): Whether ``lr`` may be what a scheduler has made of ``initial_lr``.
+    """
+    lr = float(group['lr'])
+    initial = float(group.get('initial_lr', lr))
+    if scheduled or initial == lr:
+        return initial
+    peak = max(lr, initial)
+    log.warning(
+        'FreezeOut takes the larger one of lr=%g and initial_lr=%g, which a scheduler has left in param group %d, as '
+        "the peak rate: %g. If it is not, set the group's `lr` and remove `initial_lr` before.",
+        lr,
+        initial,
+        index,
+        peak,
+    )
+    return peak
 
 
 def _split(
     groups: Sequence[dict[str, Any]],
+    base_lrs: Sequence[float],
     unit_of: Mapping[int, str],
     units: Sequence[Unit],
     initial_factors: Sequence[float],
@@ -309,48 +533,28 @@ def _split(
     """New groups in the order: outside of the units, last unit, …, first unit. O(parameters)."""
     names: list[str | None] = [None, *(unit.name for unit in reversed(units))]
     factors = [initial_factors[-1], *reversed(initial_factors)]
-    members: dict[tuple[str | None, int], list[nn.Parameter]] = {}
+    members: dict[tuple[str | None, int], list[int]] = {}
     for origin, group in enumerate(groups):
-        for parameter in group['params']:
-            members.setdefault((unit_of.get(id(parameter)), origin), []).append(parameter)
+        for position, parameter in enumerate(group['params']):
+            members.setdefault((unit_of.get(id(parameter)), origin), []).append(position)
     split = []
     for name, factor in zip(names, factors, strict=True):
         for origin, group in enumerate(groups):
-            parameters = members.get((name, origin))
-            if parameters:
-                # A scheduler may have changed `lr` already.
-                base_lr = float(group.get('initial_lr', group['lr']))
-                split.append(
-                    {
-                        **group,
-                        'params': parameters,
-                        'lr': group['lr'].clone() if isinstance(group['lr'], torch.Tensor) else group['lr'],
-                        'initial_lr': base_lr * factor,
-                        UNIT: name,
-                        BASE_LR: base_lr,
-                        _ORIGIN: origin,
-                    }
-                )
+            if positions := members.get((name, origin)):
+                lists = {key: [group[key][p] for p in positions] for key in ('params', 'param_names') if key in group}
+                lr = group['lr'].clone() if isinstance(group['lr'], torch.Tensor) else group['lr']
+                ours = {UNIT: name, BASE_LR: base_lrs[origin], _ORIGIN: origin}
+                split.append(another_group(group, **lists, **ours, lr=lr, initial_lr=base_lrs[origin] * factor))
     return split
 
 
-def _label(groups: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A group for each learning rate of each unit, first unit first."""
+def _labels(groups: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], str]:
+    """A name for each learning rate of each unit, first unit first, by unit and original group."""
     of_units = [group for group in reversed(groups) if group[UNIT] is not None]
     base_lrs: dict[str, set[float]] = {}
     for group in of_units:
         base_lrs.setdefault(group[UNIT], set()).add(group[BASE_LR])
     return {
-        group[UNIT] if len(base_lrs[group[UNIT]]) == 1 else f'{group[UNIT]}/group{group[_ORIGIN]}': group
-        for group in of_units
+        (unit, origin): unit if len(base_lrs[unit]) == 1 else f'{unit}/group{origin}'
+        for unit, origin in ((group[UNIT], group[_ORIGIN]) for group in of_units)
     }
-
-
-def _flatten(schedulers: Iterable[LRScheduler]) -> Iterable[LRScheduler]:
-    for scheduler in schedulers:
-        yield scheduler
-        yield from _flatten(getattr(scheduler, '_schedulers', ()))
-
-
-def _lists(scheduler: LRScheduler) -> dict[str, list[Any]]:
-    return {name: getattr(scheduler, name) for name in _PER_GROUP if hasattr(scheduler, name)}

@@ -86,6 +86,12 @@ class FreezeOutLoop:
         self._to_observe = True
         self._first_step = optimizer.register_step_pre_hook(self._before_first_step)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            'what apply_freezeout returns belongs to a model and an optimizer, and cannot be copied or pickled: copy '
+            'these two, call apply_freezeout for the copies, and give its load_state_dict the state_dict() of this one'
+        )
+
     @property
     def partition(self) -> Partition | None:
         """The units; None until the model has run for the first time, unless ``forward`` or ``layers`` tells them."""
@@ -201,10 +207,18 @@ class FreezeOutLoop:
         if 'units' not in state:
             return
         saved = Saved.from_state_dict(state)
-        if self._layer_freezer is None:
-            saved.check_fit(self._model)
+        known = self._layer_freezer
+        # The model has other units to show where a group is added before and not while it trains.
+        anew = (
+            known is not None
+            and self._now is None
+            and saved.groups_added
+            and not saved.partition.is_same(known.partition)
+        )
+        if known is None or anew:
+            saved.check_fit(self._model, self._optimizer)
             self._set_up(saved.partition)
-        elif not saved.partition.is_same(self._layer_freezer.partition):
+        elif not saved.partition.is_same(known.partition):
             raise ValueError('the saved FreezeOut units are not those of this model; build the same model and `layers`')
         self._observing_is_over()
         self._frozen_at = list(saved.frozen_at)

@@ -99,7 +99,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     cached = torch.is_autocast_cache_enabled()
     try:
-        with random_states_put_back(model):
+        with random_states_put_back(p.device for p in model.parameters()):
             # Weights that are cast here must not be there when the pass that is trained asks for them.
             torch.set_autocast_cache_enabled(False)
             yield

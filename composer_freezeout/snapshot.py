@@ -3,7 +3,7 @@
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -23,16 +23,16 @@ _DEPTH = 6
 
 
 @contextlib.contextmanager
-def random_states_put_back(model: nn.Module) -> Iterator[None]:
-    """Puts back the random states of torch, on the model's devices, of NumPy and of Python.
+def random_states_put_back(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Puts back the random states of torch, on the CPU and some other devices, of NumPy and of Python.
 
     Args:
-        model (nn.Module): The model.
+        devices (Iterable[torch.device]): The devices.
     """
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == 'cuda'})
+    indices = sorted({device.index for device in devices if device.type == 'cuda'})
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=indices):
             yield
     finally:
         random.setstate(python)

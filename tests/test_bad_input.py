@@ -315,7 +315,7 @@ CASES = [
         'optimizer without groups',
         fit(optimizer=lambda model: torch.optim.LBFGS(model.parameters())),
         ValueError,
-        'LBFGS has one learning rate for all parameters .* use an optimizer with param groups',
+        'LBFGS has one learning rate for all parameters .* use an optimizer with a learning rate per',
     ),
     case(
         'not an optimizer', functional(optimizer='sgd'), TypeError, 'optimizer must be a torch.optim.Optimizer, got str'
