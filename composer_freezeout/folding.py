@@ -142,17 +142,16 @@ class _Run:
         value = None if fold is None else fold.run(inputs)
         if value is None:
             self.fold, value = None, type(layer).forward(layer, inputs)
-        else:
-            # What is needed to run once more, for someone else.
-            self._from = inputs, *layer._parameters.values()
-            self._versions = [*map(_version_of, self._from)]
-            self._dtype = value.dtype
         self.value: Tensor = value
+        # What is needed to run once more, for someone else.
+        self._from = inputs, *layer._parameters.values()
+        self._versions = [*map(_version_of, self._from)]
+        self._dtype = value.dtype
 
     @property
     def is_as_before(self) -> bool:
         """Whether what the layer was computed from is the same."""
-        return self.fold is None or [*map(_version_of, self._from)] == self._versions
+        return [*map(_version_of, self._from)] == self._versions
 
     def alone(self) -> Tensor:
         """What the layer gives.
@@ -167,21 +166,19 @@ class _Run:
                 'what a frozen layer gives is read by others than in earlier passes, and what it was computed from has '
                 'been changed in place; use fuse_frozen=False'
             )
-        return self._convolved(*self._from)
+        return self._convolved(self.fold, *self._from)
 
-    def refolded(self) -> Tensor | None:
-        """What the layer and the norm give now that the norm has changed; None if that can't be computed any more."""
-        assert self.fold is not None
-        if not self.is_as_before or not self.fold.refold():
+    def with_norm(self, fold: _Fold) -> Tensor | None:
+        """What the layer and a norm give as the norm is now; None if that can't be computed any more."""
+        if not self.is_as_before or not fold.refold():
             return None
-        return self._convolved(self._from[0], self.fold.weight, self.fold.bias)
+        return self._convolved(fold, self._from[0], fold.weight, fold.bias)
 
-    def _convolved(self, inputs: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
-        assert self.fold is not None
+    def _convolved(self, fold: _Fold, inputs: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         # As the layer has run; autocast may have been switched since.
         kind, lower = inputs.device.type, self._dtype != weight.dtype
         with torch.autocast(kind, dtype=self._dtype if lower else None, enabled=lower):
-            return self.fold.convolve(inputs, weight, bias)
+            return fold.convolve(inputs, weight, bias)
 
 
 class Unread(Tensor):
@@ -384,19 +381,34 @@ class BatchNormFolding:
             return type(norm).forward(norm, input)
         if input.value is None and not input.is_normalised and not norm.training:
             run = input.run
-            if run.fold is not None:
-                if run.fold.norm is norm:
-                    norm._check_input_dim(run.value)
-                    if run.fold.is_norm_as_before():
-                        return input.normalised()
-                    value = run.refolded()
-                    if value is not None:
-                        input.normalised()
-                        return value
-            # The first time, the two run as they are, and it shows that they belong together.
-            elif self._fold_of(run.layer, norm).fits and self._norm_of.setdefault(run.layer, norm) is norm:
-                return type(norm).forward(norm, input.normalised())
+            if run.fold is None:
+                return self._run_first(norm, input)
+            if run.fold.norm is norm:
+                norm._check_input_dim(run.value)
+                result = input.normalised()
+                if run.fold.is_norm_as_before():
+                    return result
+                result = run.with_norm(run.fold)
+                if result is not None:
+                    return result
         return type(norm).forward(norm, input.read())
+
+    def _run_first(self, norm: Any, input: Unread) -> Tensor:
+        """Runs a layer and a norm as they are, which shows that they belong together, and once more as one.
+
+        It rounds as later passes do, of which a run that is resumed may have seen less.
+        """
+        layer, run = input.run.layer, input.run
+        fold = self._fold_of(layer, norm)
+        if not fold.fits or layer in self._norm_of:
+            return type(norm).forward(norm, input.read())
+        apart = type(norm).forward(norm, input.normalised())
+        together = run.with_norm(fold)
+        if together is None or not _agree(apart, together):
+            self.set_apart(layer)
+            return apart
+        self._norm_of[layer] = norm
+        return together
 
     def _fold_of(self, layer: nn.Module, norm: Any) -> _Fold:
         if (layer, norm) not in self._folds:
@@ -451,6 +463,13 @@ def _state_of(slots: Sequence[tuple[dict[str, Any], str]]) -> list[Any] | None:
         return [*map(_about, found), *map(Tensor.data_ptr, found)]
     except (AttributeError, KeyError):  # one is missing
         return None
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors differ in no more than rounding."""
+    tolerance = torch.finfo(one.dtype).eps ** 0.5
+    scale = torch.nan_to_num(one.detach()).abs().amax().item() if one.numel() else 0.0
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 def _version_of(tensor: Tensor | None) -> int:

@@ -78,7 +78,8 @@ class UnitGroups:
         self._factors: Sequence[float] = self._initial_factors
         self._original = list(optimizer.param_groups)
         self._added: frozenset[int] = frozenset()  # indices of original groups that came while training
-        self._resting: list[dict[str, Any]] = []  # the split groups, while they are joined
+        # The split groups, while they are joined; None if they have to be made anew.
+        self._resting: list[dict[str, Any]] | None = None
         self._when_joined: list[dict[str, Any]] = []  # what the original groups held then
         self._is_split = self._is_detached = False
         self._count = 0  # groups as they are now
@@ -114,18 +115,15 @@ class UnitGroups:
                 self._take_in([group for group in groups if _ORIGIN not in group])
             return
         if not all(map(operator.is_, groups, self._original)):  # a state has been loaded
-            self._resting = []
+            self._resting = None
             self._original = groups[: len(self._original)]
             self._base_lrs = [_peak(group, index, True) for index, group in enumerate(self._original)]
         self._take_in(groups[len(self._original) :])
         self._drop_removed_state()
-        is_new = not self._resting
-        if is_new:
-            self._resting = self._split_groups([])
-        else:
-            self._hand_down()
+        is_new = self._resting is None
+        resting = self._split_groups([]) if self._resting is None else self._handed_down(self._resting)
         self._is_split = True
-        self._set_groups(self._resting)
+        self._set_groups(resting)
         if is_new:
             self.set_learning_rates(self._factors)
 
@@ -226,19 +224,20 @@ class UnitGroups:
             else:
                 self._original.append(group)
                 self._when_joined.append(dict(group))
-                if self._resting:
+                if self._resting is not None:
                     self._resting.append(self._as_added(index))
             self._base_lrs.append(0.0)
         self._count = len(self.optimizer.param_groups)
         self._looked_up = None
 
-    def _hand_down(self) -> None:
-        """Gives the resting groups what has been changed in the original ones since these were joined."""
-        for group in self._resting:
+    def _handed_down(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Gives split groups what has been changed in the original ones since these were joined."""
+        for group in groups:
             now, before = self._original[group[_ORIGIN]], self._when_joined[group[_ORIGIN]]
             ours = _OURS | {'params'} if group[BASE_LR] is None else _NOT_SHARED
             changed = {k: v for k, v in now.items() if k not in ours and (k not in before or before[k] is not v)}
             group.update(changed)
+        return groups
 
     @property
     def added(self) -> tuple[int, ...]:
@@ -263,7 +262,7 @@ class UnitGroups:
                 f'{len(self._original)} groups; add the group before loading'
             )
         self.join()
-        self._resting, self._added = [], indices
+        self._resting, self._added = None, indices
         self.split()
 
     def own_values(self) -> list[list[Any]]:
@@ -274,7 +273,7 @@ class UnitGroups:
         """
         self.join()
         found = []
-        for group in self._resting:
+        for group in self._resting or ():
             original = self._original[group[_ORIGIN]]
             own = {
                 key: value
@@ -354,7 +353,7 @@ class UnitGroups:
         self.split()
         groups = self.optimizer.param_groups
         # Loading a state replaces the groups.
-        if self._looked_up is not groups[0]:
+        if groups and self._looked_up is not groups[0]:
             self._looked_up = groups[0]
             self._targets = [
                 (group, group[BASE_LR], self._index.get(group[UNIT], -1))
@@ -380,8 +379,8 @@ class UnitGroups:
         self._drop_removed_state()
         self.units_removed = count
         self._put_back_state(returning)
-        self._hand_down()
-        self._resting = self._split_groups(self._resting)
+        if self._resting is not None:
+            self._resting = self._split_groups(self._handed_down(self._resting))
         self.split()
         return True
 
@@ -426,7 +425,7 @@ class UnitGroups:
         return self._index.get(group[UNIT], len(self._index))
 
     def _set_groups(self, groups: Sequence[dict[str, Any]]) -> None:
-        self._looked_up = None
+        self._targets, self._looked_up = [], None
         self._count = len(groups)
         self._schedulers.remember(_origins(self.optimizer.param_groups))
         self.optimizer.param_groups[:] = groups

@@ -14,14 +14,14 @@ FAILS, SKIPPED = 'fails', 'not run here'
 ORDER = (FAILS, SKIPPED, REFUSED, NOTED, WORKS, NEEDS_GPU)
 
 COMMAND = (
-    "python -m pytest tests/test_{company,observation,wild,loop}.py -m 'not gpu' --compatibility-table "
+    "python -m pytest tests/test_{company,observation,wild,loop,optimizers}.py -m 'not gpu' --compatibility-table "
     'docs/compatibility.md'
 )
 HEAD = f"""# Compatibility
 
 What FreezeOut has been tried with, and what came of it: Composer's other algorithms, habits and models as they are met
-in the wild, and training loops without a trainer. Each row is the result of tests that compare with the expected
-behaviour and not only that nothing is raised. Written by
+in the wild, training loops without a trainer, and optimizers. Each row is the result of tests that compare with the
+expected behaviour and not only that nothing is raised. Written by
 
 ```
 {COMMAND}

@@ -4,7 +4,6 @@ Each has hyperparameters that its defaults leave out of use, so that nothing goe
 isn't installed is left out.
 """
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -59,11 +58,6 @@ class Entry:
     def of(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         """An optimizer of these groups, ready for its first step."""
         optimizer = self.make([dict(group) for group in groups])
-        for group in optimizer.param_groups:
-            # Torch gives all groups the same default, and RAdam writes step sizes into it.
-            group |= {
-                k: copy.deepcopy(v) for k, v in group.items() if isinstance(v, list) and not k.startswith('param')
-            }
         if self.before is not None:
             self.before(optimizer)
         return optimizer
@@ -336,12 +330,6 @@ ENTRIES: dict[str, Entry] = {
         _of('torch_optimizer', 'A2GradUni', lr=0.05), 'torch_optimizer', refused=_OWN_RATE
     ),
     # It steps all groups by a step size that it has computed with the rate of the first.
-    'torch_optimizer.RAdam': Entry(
-        _of('torch_optimizer', 'RAdam'),
-        'torch_optimizer',
-        networks=('plain', 'scalar', 'bf16'),
-        lost_in_state_dict='the step sizes of each unit in the latest ten steps',
-    ),
     'adabound.AdaBound': Entry(_of('adabound', 'AdaBound'), 'adabound', refused=_OWN_RATE),
     'pytorch_optimizer.AdaBound': Entry(_of('pytorch_optimizer', 'AdaBound'), 'pytorch_optimizer', refused=_OWN_RATE),
     'pytorch_optimizer.Prodigy': Entry(_of('pytorch_optimizer', 'Prodigy'), 'pytorch_optimizer', refused=_OWN_RATE),

@@ -30,7 +30,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from composer_freezeout import FreezeOut
 
-from . import test_loop, test_observation, test_wild
+from . import test_loop, test_observation, test_optimizers, test_wild
 from .compatibility import expected_rows, read_rows
 from .networks import chain
 from .training import CLASSES, classifier, images, trainer
@@ -1017,6 +1017,6 @@ def test_memory_monitor_on_a_gpu():
 
 
 def test_the_table_lists_what_the_tests_run():
-    modules = [sys.modules[__name__], test_observation, test_wild, test_loop]
+    modules = [sys.modules[__name__], test_observation, test_wild, test_loop, test_optimizers]
     functions = [f for m in modules for name, f in inspect.getmembers(m) if name.startswith('test_')]
     assert read_rows(TABLE) == expected_rows(functions)

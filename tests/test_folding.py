@@ -127,9 +127,9 @@ def test_only_what_is_frozen_is_folded():
     freezer = prepared(model, inputs, 3)
     assert counted(lambda: model(inputs)) == (7, 4)
     assert freezer.folding.pairs == {'conv1': 'bn1', 'layer1.0.conv1': 'layer1.0.bn1', 'layer1.0.conv2': 'layer1.0.bn2'}
-    # In the first pass those that are new among the frozen ones run as they are.
+    # In the first pass those that are new among the frozen ones run as they are, and once more as one.
     #                    layers and norms of the first pass, and of the second
-    for frozen, expected in ((5, [(7, 4), (7, 2)]), (2, [(7, 5)] * 2), (0, [(7, 7)] * 2), (7, [(7, 2), (7, 0)])):
+    for frozen, expected in ((5, [(9, 4), (7, 2)]), (2, [(7, 5)] * 2), (0, [(7, 7)] * 2), (7, [(9, 2), (7, 0)])):
         freezer.set_frozen(frozen)
         assert [counted(lambda: model(inputs)) for _ in range(2)] == expected
     model(inputs).sum().backward()
@@ -207,6 +207,19 @@ def test_what_a_run_has_found_is_known_to_one_that_goes_on():
         outputs.append(model(inputs))
     assert other.pairs == found.pairs
     assert torch.equal(*outputs)
+
+
+def test_the_pass_that_shows_the_pairs_rounds_as_later_ones_do():
+    """A run that is resumed shows them once more."""
+    model, inputs = CifarResNet(8).train(), torch.randn(4, 3, 32, 32)
+    units = partition_model(model, rehearse(model, lambda: model(inputs))).units
+    freezer = UnitFreezer(model, units)
+    freezer.set_frozen(len(units) - 1)
+    first, second = model(inputs), model(inputs)
+    assert len(freezer.folding.pairs) == 7
+    assert torch.equal(first, second)
+    freezer.folding.fold(())
+    assert not torch.equal(first, model(inputs))  # it does round otherwise
 
 
 def test_what_a_backward_pass_goes_through_is_not_folded():

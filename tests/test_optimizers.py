@@ -329,6 +329,22 @@ def follow(ours: Run, by_hand: Run, events: list[float | None], start: int = 0, 
 COLLECTIONS = ('torch_optimizer', 'pytorch_optimizer')
 
 
+def in_the_table(name: str) -> list[Any]:
+    """Marks with which an optimizer stands in the table of what FreezeOut works with."""
+    entry = ENTRIES[name]
+    title = name.split(' ')[0].split('.')[-1]
+    note = (
+        f'To rounding when it goes on from a checkpoint or thaws: {entry.counts_by_group}.'
+        if entry.counts_by_group
+        else ''
+    )
+    if entry.lost_in_state_dict:
+        note = f'Not exact when it goes on from a checkpoint, which leaves out {entry.lost_in_state_dict}.'
+    if name.islower():  # made for these tests
+        return []
+    return [pytest.mark.compatibility(f'optimizer: {title} ({entry.package})', note=note)]
+
+
 def cases(kinds: tuple[str, ...] | None = None, **conditions: Any) -> Any:
     """Parametrizes a test by optimizer and network.
 
@@ -344,6 +360,7 @@ def cases(kinds: tuple[str, ...] | None = None, **conditions: Any) -> Any:
                 marks = [pytest.mark.filterwarnings(warning) for warning in entry.warnings]
                 if entry.package in COLLECTIONS and kind != 'groups':
                     marks.append(pytest.mark.slow)
+                marks += in_the_table(name)
                 found.append(pytest.param(entry, kind, id=f'{name}-{kind}', marks=marks))
     return pytest.mark.parametrize(('entry', 'kind'), found)
 
@@ -483,7 +500,9 @@ def one_process() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-REFUSED = pytest.mark.parametrize('entry', entries(refused=True).values(), ids=entries(refused=True))
+REFUSED = pytest.mark.parametrize(
+    'entry', [pytest.param(entry, id=name, marks=in_the_table(name)) for name, entry in entries(refused=True).items()]
+)
 
 
 def reason(entry: Entry, optimizer: Optimizer) -> str:

@@ -105,8 +105,8 @@ def test_a_folded_batchnorm_runs_no_operator():
         steps([FreezeOut(0.2, 'linear', layers=layers, fuse_frozen=fuse_frozen)]).outside
         for fuse_frozen in (True, False)
     )
-    # Which can be folded is seen in the first pass in which they are frozen, which runs them as they are.
-    assert folded[:2] == unfolded[:2]
-    assert folded[2] > unfolded[2]  # they are folded
+    # Which can be folded is seen in the first pass in which they are frozen, which runs them as they are and as one.
+    assert folded[0] == unfolded[0] and folded[1] > unfolded[1]
+    assert folded[2] == folded[3]  # nothing is folded anew
     each = 2  # the normalisation, and an empty tensor for what its backward pass would need
     assert unfolded[3] - folded[3] == 3 * each
