@@ -84,7 +84,7 @@ class Saved:
         )
 
     def check_fit(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Checks that the units are those of a model in which nothing is frozen yet.
+        """Checks that the units are those of a model in which nothing else is frozen.
 
         Args:
             model (nn.Module): The model.
@@ -95,7 +95,11 @@ class Saved:
         """
         groups = [group for index, group in enumerate(optimizer.param_groups) if index in self.groups_added]
         added = {id(parameter) for group in groups for parameter in group['params']}
-        parameters = {name for name, p in model.named_parameters() if p.requires_grad and id(p) not in added}
+        # A model that has been copied in the middle of a run shows its frozen parameters as such.
+        frozen = {name for unit in self.partition.units[: len(self.frozen_at)] for name in unit.parameters}
+        parameters = {
+            name for name, p in model.named_parameters() if name in frozen or (p.requires_grad and id(p) not in added)
+        }
         modules = {name for name, _ in model.named_modules()}
         saved = {name for unit in self.partition.units for name in unit.parameters}
         norms = [name for unit in self.partition.units for name in unit.norms]

@@ -9,6 +9,7 @@ before, the layer has done the work of both. Whoever else reads it gets what the
 """
 
 import functools
+import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
@@ -170,7 +171,8 @@ class _Run:
 
     def with_norm(self, fold: _Fold) -> Tensor | None:
         """What the layer and a norm give as the norm is now; None if that can't be computed any more."""
-        if not self.is_as_before or not fold.refold():
+        same = all(map(operator.is_, self._from[1:], self.layer._parameters.values()))
+        if not same or not self.is_as_before or not fold.refold():
             return None
         return self._convolved(fold, self._from[0], fold.weight, fold.bias)
 
@@ -184,7 +186,8 @@ class _Run:
 class Unread(Tensor):
     """The output of a frozen layer, which can be computed in one of two ways until someone reads it.
 
-    To everybody but a BatchNorm it is a tensor like any other. Asking for its shape is not reading.
+    To everybody but a BatchNorm it is a tensor like any other, of another class until it is read. Asking for its shape
+    is not reading.
     """
 
     run: _Run
@@ -210,6 +213,19 @@ class Unread(Tensor):
             del self.run  # and what the layer has run on
         return self.value
 
+    def become(self) -> Tensor:
+        """The tensor that the layer gives, which this one becomes if nothing but Python holds on to the two."""
+        value, folding = self.read(), self.folding
+        folding.let_go(self)
+        self.value = None
+        with torch._C.DisableTorchFunctionSubclass():
+            if self._use_count() == value._use_count() == 1:  # pyright: ignore[reportAttributeAccessIssue]
+                torch.utils.swap_tensors(self, value)
+                return self
+        self.value = value
+        folding.give(self)
+        return value
+
     def normalised(self) -> Tensor:
         """The tensor that the run has given, for the norm that is the first to read it."""
         self.is_normalised = True
@@ -218,13 +234,17 @@ class Unread(Tensor):
             del self.run.value  # it is the norm's result, which may be written to
         return value
 
+    def as_subclass(self, cls: Any) -> Any:
+        """As of any tensor; torch asks nobody here."""
+        return self.read().as_subclass(cls)
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _ABOUT and args and type(args[0]) is Unread and args[0].value is None:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        args, kwargs = tree_map_only(Unread, Unread.read, (args, kwargs))
+        args, kwargs = tree_map_only(Unread, Unread.become, (args, kwargs))
         return func(*args, **kwargs)
 
     @classmethod
@@ -256,7 +276,7 @@ class BatchNormFolding:
         self._parts: list[_Part] | None = None
         self._open: set[nn.Module] = set()  # norms that are stood in for in this pass
         self._installed: list[nn.Module] = []
-        self._given: list[weakref.ref[Unread]] = []
+        self._given: dict[int, weakref.ref[Unread]] = {}
         self._hooks: list[RemovableHandle] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -301,6 +321,15 @@ class BatchNormFolding:
             layer (nn.Module): A layer that others read, too.
         """
         self._apart.add(layer)
+        self._norm_of.pop(layer, None)
+
+    def give(self, output: Unread) -> None:
+        """Remembers an output until the pass is over."""
+        self._given[id(output)] = weakref.ref(output)
+
+    def let_go(self, output: Unread) -> None:
+        """Forgets an output."""
+        self._given.pop(id(output), None)
 
     def fold(self, norms: Sequence[nn.Module]) -> None:
         """Says which layers may be folded from the next forward pass on.
@@ -346,7 +375,8 @@ class BatchNormFolding:
             vars(part).pop('forward', None)
         self._installed = []
         # What is still there is held by the result, or by a module that has put it aside for later.
-        given, self._given = [tensor for reference in self._given if (tensor := reference()) is not None], []
+        given = [tensor for reference in self._given.values() if (tensor := reference()) is not None]
+        self._given = {}
         for tensor in given:
             tensor.read()
         return tree_map_only(Unread, Unread.read, output) if given else None
@@ -373,7 +403,7 @@ class BatchNormFolding:
         if type(value) is not Tensor or value.ndim != _LAYERS[type(layer)] or value.requires_grad:
             return run.alone()
         output = Unread(run, self)
-        self._given.append(weakref.ref(output))
+        self.give(output)
         return output
 
     def _run_norm(self, norm: Any, input: Tensor) -> Tensor:

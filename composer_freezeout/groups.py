@@ -4,6 +4,7 @@ The groups stand with the deepest unit first. Learning-rate schedulers address g
 first unit first, must leave from the end of the list.
 """
 
+import copy
 import logging
 import operator
 from collections import defaultdict
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout.multi_tensor import MergedGroups
 from composer_freezeout.scheduler_lists import SchedulerLists
-from composer_freezeout.trial import FreshStates, another_group, rates_without_effect
+from composer_freezeout.trial import FreshStates, another_group, are_equal, rates_without_effect
 from composer_freezeout.units import Unit
 
 __all__ = ['BASE_LR', 'UNIT', 'UnitGroups', 'check_optimizer']
@@ -31,6 +32,7 @@ BASE_LR = 'freezeout_base_lr'  # None for a group that keeps its own learning ra
 _ORIGIN = 'freezeout_origin'  # index of the group that it was split from
 _OURS = frozenset({UNIT, BASE_LR, _ORIGIN})
 _NOT_SHARED = _OURS | {'params', 'param_names', 'lr', 'initial_lr'}
+_VALUES = (bool, int, float, list, tuple, torch.Tensor)  # that an optimizer may count in a group
 _OWNER = '_freezeout_groups'  # attribute of an optimizer that is split
 
 
@@ -81,7 +83,7 @@ class UnitGroups:
         # The split groups, while they are joined; None if they have to be made anew.
         self._resting: list[dict[str, Any]] | None = None
         self._when_joined: list[dict[str, Any]] = []  # what the original groups held then
-        self._is_split = self._is_detached = False
+        self._is_split = self._is_detached = self._is_stepping = False
         self._count = 0  # groups as they are now
         # Of the groups as they are now: looked up once, as learning rates are set and read in every batch.
         self._targets: list[tuple[dict[str, Any], float, int]] = []
@@ -141,7 +143,7 @@ class UnitGroups:
                 self._original[group[_ORIGIN]].update({k: v for k, v in group.items() if k not in ours})
             self._is_split = False
             self._resting = list(self.optimizer.param_groups)
-            self._when_joined = [dict(group) for group in self._original]
+            self._when_joined = [another_group(group) for group in self._original]
             self._set_groups(self._original)
         if with_state:
             self._drop_removed_state()
@@ -164,9 +166,10 @@ class UnitGroups:
         for optimizer in optimizers:
             self._hooks += [
                 optimizer.register_state_dict_pre_hook(lambda *_: self.join(with_state=True)),
-                optimizer.register_state_dict_post_hook(lambda *_: self._drop_removed_state()),
+                optimizer.register_state_dict_post_hook(self._saved),
                 optimizer.register_load_state_dict_pre_hook(lambda *_: self.join()),
                 optimizer.register_step_pre_hook(self._before),
+                optimizer.register_step_post_hook(self._after),
             ]
         setattr(self.optimizer, _OWNER, self)
         # Copies and pickles are made of what this gives.
@@ -175,8 +178,18 @@ class UnitGroups:
     def _before(self, *_: object) -> None:
         # Nobody may step with the groups joined: they have one learning rate for all units.
         self.split()
+        self._is_stepping = True
         if self._before_step is not None:
             self._before_step()
+
+    def _after(self, *_: object) -> None:
+        self._is_stepping = False
+
+    def _saved(self, *_: object) -> None:
+        self._drop_removed_state()
+        # Hooks and closures may ask for the state within a step.
+        if self._is_stepping:
+            self.split()
 
     def _state_to_copy(self) -> Any:
         self.join(with_state=True)
@@ -184,7 +197,7 @@ class UnitGroups:
         state = {
             **state,
             'param_groups': [dict(group) for group in self.optimizer.param_groups],
-            'state': defaultdict(dict, {parameter: dict(of_it) for parameter, of_it in self.optimizer.state.items()}),
+            'state': defaultdict(dict, {key: copy.copy(value) for key, value in self.optimizer.state.items()}),
         }
         self.split()
         return state
@@ -223,7 +236,7 @@ class UnitGroups:
                 group.update({UNIT: None, BASE_LR: None, _ORIGIN: index})
             else:
                 self._original.append(group)
-                self._when_joined.append(dict(group))
+                self._when_joined.append(another_group(group))
                 if self._resting is not None:
                     self._resting.append(self._as_added(index))
             self._base_lrs.append(0.0)
@@ -235,8 +248,9 @@ class UnitGroups:
         for group in groups:
             now, before = self._original[group[_ORIGIN]], self._when_joined[group[_ORIGIN]]
             ours = _OURS | {'params'} if group[BASE_LR] is None else _NOT_SHARED
-            changed = {k: v for k, v in now.items() if k not in ours and (k not in before or before[k] is not v)}
-            group.update(changed)
+            for key in before.keys() - now.keys() - ours:
+                group.pop(key, None)
+            group |= {k: v for k, v in now.items() if k not in ours and not (k in before and are_equal(before[k], v))}
         return groups
 
     @property
@@ -269,7 +283,7 @@ class UnitGroups:
         """What groups hold that others of the same original group don't, as the original one can hold it once only.
 
         Returns:
-            list[list[Any]]: Unit or None, index of the original group, and the values by key; plain values alone.
+            list[list[Any]]: Unit or None, index of the original group, and the values by key: numbers, tensors, lists.
         """
         self.join()
         found = []
@@ -278,10 +292,10 @@ class UnitGroups:
             own = {
                 key: value
                 for key, value in group.items()
-                if key not in _NOT_SHARED and isinstance(value, (bool, int, float)) and original.get(key) != value
+                if key not in _NOT_SHARED and isinstance(value, _VALUES) and not are_equal(original.get(key), value)
             }
             if own:
-                found.append([group[UNIT], group[_ORIGIN], own])
+                found.append([group[UNIT], group[_ORIGIN], copy.deepcopy(own)])
         self.split()
         return found
 
@@ -291,7 +305,7 @@ class UnitGroups:
         groups = {(group[UNIT], group[_ORIGIN]): group for group in self.optimizer.param_groups}
         for unit, origin, own in values:
             if (unit, origin) in groups:
-                groups[unit, origin].update(own)
+                groups[unit, origin].update(copy.deepcopy(own))
 
     # --- wrappers and schedulers
 
@@ -327,7 +341,7 @@ class UnitGroups:
             factors (Sequence[float]): Factor of each unit, in ``[0, ∞)``, times the group's base learning rate.
                 Parameters outside of the units get the last unit's.
         """
-        self._factors = factors
+        self._factors, self._is_stepping = factors, False
         self._look_up()
         for group, base_lr, index in self._targets:
             lr = base_lr * factors[index]

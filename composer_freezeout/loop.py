@@ -208,15 +208,9 @@ class FreezeOutLoop:
             return
         saved = Saved.from_state_dict(state)
         known = self._layer_freezer
-        # The model has other units to show where a group is added before and not while it trains.
-        anew = (
-            known is not None
-            and self._now is None
-            and saved.groups_added
-            and not saved.partition.is_same(known.partition)
-        )
-        if known is None or anew:
+        if known is None:
             saved.check_fit(self._model, self._optimizer)
+        if known is None or self._shows_other_units(saved, known):
             self._set_up(saved.partition)
         elif not saved.partition.is_same(known.partition):
             raise ValueError('the saved FreezeOut units are not those of this model; build the same model and `layers`')
@@ -224,6 +218,16 @@ class FreezeOutLoop:
         self._frozen_at = list(saved.frozen_at)
         if self._known().restore(saved):
             self._follow()
+
+    def _shows_other_units(self, saved: Saved, known: LayerFreezer) -> bool:
+        """Whether the checkpoint's model is this one, which had a group added before training, or layers frozen."""
+        if self._now is not None or not (saved.groups_added or saved.frozen_at):
+            return False
+        try:
+            saved.check_fit(self._model, self._optimizer)
+        except ValueError:
+            return False
+        return not saved.partition.is_same(known.partition)
 
     def _all_settings(self) -> dict[str, Any]:
         own = {'layers': self._layers, 'granularity': self._granularity, 'max_stages': self._max_stages}

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from composer_freezeout.graph import Graph, Origin, Position, Seen, Use
+from composer_freezeout.hooks import UncopiedHook
 
 __all__ = [
     'Observation',
@@ -249,8 +250,8 @@ class Observer:
         self._done = done
         # First of all and last of all, so that what other hooks compute is seen as well.
         self._hooks = [
-            self._model.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
-            self._model.register_forward_hook(self._leave, always_call=True),
+            self._model.register_forward_pre_hook(UncopiedHook(self._enter), prepend=True, with_kwargs=True),
+            self._model.register_forward_hook(UncopiedHook(self._leave), always_call=True),
         ]
         self._watch_modules()
 
@@ -264,8 +265,8 @@ class Observer:
     def watching(self) -> Iterator[None]:
         """Watches everything that happens inside, and not only the model's own calls."""
         self._watch_modules()
-        self._hooks.append(self._model.register_forward_pre_hook(self._mark_inputs, with_kwargs=True))
-        self._hooks.append(self._model.register_forward_hook(self._keep_outputs))
+        self._hooks.append(self._model.register_forward_pre_hook(UncopiedHook(self._mark_inputs), with_kwargs=True))
+        self._hooks.append(self._model.register_forward_hook(UncopiedHook(self._keep_outputs)))
         try:
             with self._recorder:
                 yield
@@ -340,7 +341,9 @@ class Observer:
         for name, module in self._model.named_modules():
             # Scripted modules take no hooks; what is in them is seen by its operators.
             if self._within[name] and not isinstance(module, torch.jit.ScriptModule):
-                self._hooks.append(module.register_forward_pre_hook(self._entering(name), with_kwargs=True))
+                self._hooks.append(
+                    module.register_forward_pre_hook(UncopiedHook(self._entering(name)), with_kwargs=True)
+                )
 
     def _entering(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from composer_freezeout.folding import runs_otherwise
+from composer_freezeout.hooks import UncopiedHook
 from composer_freezeout.observation import Observation, owners_of, tensors_in
 
 __all__ = ['GradientWatch', 'Gradients']
@@ -77,7 +78,7 @@ class GradientWatch:
         for module_name in {self._caller(name) for name in wanted}:
             module = self._model.get_submodule(module_name)
             if not isinstance(module, torch.jit.ScriptModule):
-                self._hooks.append(module.register_forward_hook(self._note_call(module_name)))
+                self._hooks.append(module.register_forward_hook(UncopiedHook(self._note_call(module_name))))
 
     def known(self) -> Gradients:
         """What the first step has shown."""

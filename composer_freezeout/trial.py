@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from composer_freezeout.snapshot import random_states_put_back
 
-__all__ = ['FreshStates', 'another_group', 'rates_without_effect']
+__all__ = ['FreshStates', 'another_group', 'are_equal', 'rates_without_effect']
 
 _RATE = 0.01
 _SIDE = 4  # of the tensors that are tried, in each dimension
@@ -127,7 +127,7 @@ class FreshStates:
         for make in (_constructed, _first_values, _first_values_of_zeros, _nones, _empty):
             try:
                 state = make(self._optimizer, group, small)
-                if state is not None and _same(truth, _two_steps(self._optimizer, group, small, state)):
+                if state is not None and are_equal(truth, _two_steps(self._optimizer, group, small, state)):
                     return make
             except Exception:
                 continue
@@ -234,13 +234,14 @@ def _two_steps(
     return taken.detach(), dict(made.state[taken]) if taken in made.state else {}
 
 
-def _same(one: Any, other: Any) -> bool:
+def are_equal(one: Any, other: Any) -> bool:
+    """Whether two values, tensors or containers of them are the same to the bit."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.shape == other.shape and one.dtype == other.dtype and one.equal(other)
     if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(are_equal(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(are_equal, one, other))
     return one == other
 
 

@@ -19,6 +19,7 @@ ORDER = [
     'stats',
     'config',
     'graph',
+    'hooks',
     'observation',
     'snapshot',
     'rehearsal',
