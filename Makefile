@@ -28,8 +28,9 @@ quickstart: $(INSTALLED)
 	$(BIN)/python benchmarks/compare.py yamls/quickstart --out runs/quickstart --overwrite \
 		--arms baseline,baseline_short,layer_freezing,freezeout
 
+# Two processes with a thread each: one module goes to one process.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not gpu'

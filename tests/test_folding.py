@@ -820,3 +820,41 @@ def test_compiled_attention_is_left_alone():
     freezer = apply_freezeout(model, optimizer, lambda: model(TOKENS), layers=['first', 'second', 'head'])
     freezer.batch_start(freezer.freeze_times[1])
     assert model.first.training
+
+
+# --- what others do with the output of a frozen layer
+
+
+@pytest.mark.parametrize('reader', [lambda y: y.as_subclass(torch.Tensor), nn.Parameter, lambda y: y.detach().numpy()])
+def test_an_output_can_be_made_something_else(reader):
+    model = Steps(lambda m, x: m.norm(m.layer(x)) * float(reader(m.layer(x)).sum()))
+    freezer = UnitFreezer(model.requires_grad_(False), ())
+    freezer.folding.fold([model.norm.eval()])
+    inputs = torch.randn(4, 3, 8, 8)
+    outputs = [model(inputs) for _ in range(2)]
+    freezer.folding.release()
+    for output in outputs:
+        torch.testing.assert_close(output, model(inputs))
+
+
+def test_what_trains_and_is_written_into_an_output_gets_its_gradient():
+    """A mask token, say; what comes behind asks in C++ whether the tensor requires a gradient."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm, self.token = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Parameter(torch.ones(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            y[0] = self.token
+            return checkpoint(torch.square, y, use_reentrant=True)
+
+    model = Masked()
+    model.layer.requires_grad_(False)
+    freezer = UnitFreezer(model, ())
+    freezer.folding.fold([model.norm.requires_grad_(False).eval()])
+    for _ in range(2):
+        model.token.grad = None
+        model(torch.ones(2, 3)).sum().backward()
+        assert torch.equal(model.token.grad, torch.full((4,), 2.0))

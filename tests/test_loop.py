@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,13 @@ def test_messages_are_given_once(caplog):
             model(torch.ones(2, 4)).sum().backward()
             optimizer.step()
     assert len([record for record in caplog.records if record.name.startswith('composer_freezeout')]) == 1
+
+
+def test_a_model_can_be_copied_while_its_first_batch_is_watched():
+    model = network()
+    _, freezer = start(model)
+    freezer.batch_start(0.0)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_equal(copied.state_dict(), model.state_dict())
+        copied(torch.ones(2, 3, 8, 8)).sum().backward()
+    assert freezer.partition is None  # the copies are not what is watched

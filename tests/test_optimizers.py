@@ -6,6 +6,7 @@ import itertools
 import logging
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -924,3 +925,93 @@ def test_a_loop_is_not_copied(copied, refusal):
         copied(run.freezer)
     with refusal('state_dict', TypeError):
         copied((run.model, run.optimizer, run.freezer))
+
+
+# --- what users do in between
+
+
+class Counting(Optimizer):
+    """Keeps numbers beside the parameters' state, and a tensor and a list in each group."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {'lr': lr, 'norm': torch.zeros(()), 'coefficients': [1.0]})
+        self.state['steps'] = 0  # pyright: ignore[reportArgumentType]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.state['steps'] += 1  # pyright: ignore[reportArgumentType]
+        for group in self.param_groups:
+            gradients = [p.grad for p in group['params'] if p.grad is not None]
+            group['norm'] = 0.9 * group['norm'] + sum(gradient.abs().sum() for gradient in gradients)
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    parameter.sub_(group['coefficients'][0] * group['lr'] / (1 + group['norm']) * parameter.grad)
+
+
+def small_run(model: nn.Module, optimizer: Optimizer, freezer: Any, batches: range) -> None:
+    for batch in batches:
+        freezer.batch_start(batch / 16)
+        optimizer.zero_grad()
+        generator = torch.Generator().manual_seed(batch)
+        model(torch.randn(3, 4, generator=generator)).square().sum().backward()
+        optimizer.step()
+        if batch % 4 == 3:
+            freezer.epoch_end()
+
+
+def small_parts(make: Any) -> tuple[nn.Module, Optimizer, Any]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2))
+    optimizer = make(model.parameters())
+    return model, optimizer, apply_freezeout(model, optimizer, lambda: model(torch.ones(3, 4)), t_0=0.5)
+
+
+def test_asking_for_the_state_within_a_step_changes_nothing():
+    ends = []
+    for asks in (False, True):
+        model, optimizer, freezer = small_parts(partial(SGD, lr=0.1, momentum=0.9))
+        if asks:
+            optimizer.register_step_pre_hook(lambda optimizer, *_: optimizer.state_dict() and None)
+        small_run(model, optimizer, freezer, range(16))
+        ends.append(model.state_dict())
+    assert_equal(*ends)
+
+
+@pytest.mark.parametrize('saved', [3, 8, 13])
+def test_what_an_optimizer_counts_in_its_groups_is_resumed(saved):
+    model, optimizer, freezer = small_parts(Counting)
+    small_run(model, optimizer, freezer, range(saved))
+    state = copy.deepcopy((model.state_dict(), optimizer.state_dict(), freezer.state_dict()))
+    small_run(model, optimizer, freezer, range(saved, 16))
+    other, other_optimizer, other_freezer = small_parts(Counting)
+    for part, of_it in zip((other, other_optimizer, other_freezer), state, strict=True):
+        part.load_state_dict(of_it)
+    small_run(other, other_optimizer, other_freezer, range(saved, 16))
+    assert_equal(other.state_dict(), model.state_dict())
+
+
+def test_state_beside_that_of_parameters_is_copied():
+    model, optimizer, freezer = small_parts(Counting)
+    small_run(model, optimizer, freezer, range(10))
+    assert copy.deepcopy(optimizer).state['steps'] == 10
+
+
+def test_a_list_that_is_written_to_after_saving_is_taken_over():
+    model, optimizer, freezer = small_parts(Counting)
+    small_run(model, optimizer, freezer, range(4))
+    optimizer.state_dict()
+    optimizer.param_groups[0]['coefficients'][0] = 0.5
+    small_run(model, optimizer, freezer, range(4, 6))
+    assert {group['coefficients'][0] for group in optimizer.param_groups} == {0.5}
+
+
+def test_copies_of_model_and_optimizer_go_on_with_the_state_of_the_run():
+    model, optimizer, freezer = small_parts(partial(SGD, lr=0.1, momentum=0.9))
+    small_run(model, optimizer, freezer, range(13))
+    assert freezer.units_frozen
+    copied, copied_optimizer = copy.deepcopy((model, optimizer))
+    again = apply_freezeout(copied, copied_optimizer, t_0=0.5)
+    again.load_state_dict(freezer.state_dict())
+    small_run(model, optimizer, freezer, range(13, 16))
+    small_run(copied, copied_optimizer, again, range(13, 16))
+    assert_equal(copied.state_dict(), model.state_dict())
