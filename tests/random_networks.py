@@ -22,6 +22,7 @@ from composer_freezeout.units import Unit
 SIZE = 4
 BATCHES = 6
 MODULES = 6  # at most, of each sort
+EPSILON = 0.01  # norms of values that are nearly equal make nothing else but rounding large
 HALF = torch.float16  # rounds less than bfloat16 does, which leaves more to be seen
 BATCH_SIZES = (4, 4, 3, 4, 5, 4)  # statistics of fewer values would be all but singular
 SHAPES = {'flat': (SIZE,), 'sequence': (SIZE, SIZE), 'image': (SIZE, SIZE, SIZE)}
@@ -76,11 +77,11 @@ LAYERS: dict[str, dict[str, Callable[[], nn.Module]]] = {
 
 def _norms(kind: Callable[..., nn.Module]) -> dict[str, Callable[[], nn.Module]]:
     return {
-        'batch norm': lambda: kind(SIZE),
-        'batch norm without weight': lambda: kind(SIZE, affine=False),
-        'averaging batch norm': lambda: kind(SIZE, momentum=None),
-        'batch norm without statistics': lambda: kind(SIZE, track_running_stats=False),
-        'group norm': lambda: nn.GroupNorm(1, SIZE),
+        'batch norm': lambda: kind(SIZE, eps=EPSILON),
+        'batch norm without weight': lambda: kind(SIZE, eps=EPSILON, affine=False),
+        'averaging batch norm': lambda: kind(SIZE, eps=EPSILON, momentum=None),
+        'batch norm without statistics': lambda: kind(SIZE, eps=EPSILON, track_running_stats=False),
+        'group norm': lambda: nn.GroupNorm(1, SIZE, eps=EPSILON),
     }
 
 
