@@ -60,6 +60,7 @@ PRIVATE: dict[str, list[str]] = {
     ],
     'folding.py': [
         'torch.Tensor._make_wrapper_subclass',
+        'torch.Tensor._use_count',
         'torch.Tensor._version',
         'torch._C',
         'torch._C._functorch',
