@@ -69,9 +69,10 @@ def another_group(group: Mapping[str, Any], **own: Any) -> dict[str, Any]:
         **own: What is its own, ``params`` first of all.
     """
     kept = {key: value for key, value in group.items() if key not in own}
-    return {
-        key: copy.deepcopy(value) if isinstance(value, (list, dict)) else value for key, value in kept.items()
-    } | own
+    for key, value in kept.items():
+        if key != 'params' and isinstance(value, (list, dict)):
+            kept[key] = copy.deepcopy(value)
+    return kept | own
 
 
 class FreshStates:

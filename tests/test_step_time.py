@@ -165,8 +165,8 @@ def test_freezing_saves_as_much_memory_as_in_the_loop():
         first, second = (step_counts.count_memory(of_it, made)['peak_memory_bytes'] for of_it in make)
         return first - second
 
-    # Not quite: weights that are folded are there twice, and a layer's input is held until its norm has run.
-    assert 0.8 < saved('freezeout') / saved('loop') <= 1
+    # Not quite: weights that are folded are there twice.
+    assert 0.9 < saved('freezeout') / saved('loop') <= 1
     assert saved('loop') > 500_000
 
 
