@@ -290,7 +290,7 @@ class BatchNormFolding:
     @property
     def pairs(self) -> dict[str, str]:
         """Name of the BatchNorm by that of the layer that it is folded into, as of the latest forward pass."""
-        return {layer: norm for layer, norm in self.known().norm_of.items() if layer not in self.known().apart}
+        return dict(self.known().norm_of)
 
     def known(self) -> Known:
         """What has been seen so far, by names."""

@@ -792,6 +792,16 @@ def two_layers() -> Any:
     return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
 
 
+def assert_told(model: nn.Module, optimizer: Optimizer, caplog: Any, peak: float, *numbers: str) -> None:
+    """Fails unless training begins at the peak, and one message names the numbers."""
+    with caplog.at_level(logging.WARNING, logger='composer_freezeout'):
+        freezer = apply_freezeout(model, optimizer, lambda: model(torch.ones(2, 4)), scale_lr=False)
+    freezer.batch_start(0.0)
+    assert set(freezer.learning_rates().values()) == {peak}
+    (record,) = [record for record in caplog.records if record.name.startswith('composer_freezeout')]
+    assert all(number in record.getMessage() for number in numbers)
+
+
 def test_a_rate_above_the_initial_one_is_the_peak(caplog):
     """What a scheduler of an earlier phase has left doesn't count for more than what the user has set since."""
     model = two_layers()
@@ -801,12 +811,7 @@ def test_a_rate_above_the_initial_one_is_the_peak(caplog):
         optimizer.step()
         scheduler.step()
     optimizer.param_groups[0]['lr'] = 0.05
-    with caplog.at_level(logging.WARNING, logger='composer_freezeout'):
-        freezer = apply_freezeout(model, optimizer, lambda: model(torch.ones(2, 4)), scale_lr=False)
-    freezer.batch_start(0.0)
-    assert set(freezer.learning_rates().values()) == {0.05}
-    (record,) = [record for record in caplog.records if record.name.startswith('composer_freezeout')]
-    assert '0.05' in record.getMessage() and '0.004' in record.getMessage()
+    assert_told(model, optimizer, caplog, 0.05, '0.05', '0.004')
 
 
 def test_a_rate_that_a_scheduler_has_brought_down_is_told(caplog):
@@ -814,12 +819,7 @@ def test_a_rate_that_a_scheduler_has_brought_down_is_told(caplog):
     model = two_layers()
     optimizer = SGD(model.parameters(), lr=0.1)
     optimizer.param_groups[0] |= {'initial_lr': 0.1, 'lr': 0.05}
-    with caplog.at_level(logging.WARNING, logger='composer_freezeout'):
-        freezer = apply_freezeout(model, optimizer, lambda: model(torch.ones(2, 4)), scale_lr=False)
-    freezer.batch_start(0.0)
-    assert set(freezer.learning_rates().values()) == {0.1}
-    (record,) = [record for record in caplog.records if record.name.startswith('composer_freezeout')]
-    assert 'lr=0.05' in record.getMessage() and 'initial_lr=0.1' in record.getMessage()
+    assert_told(model, optimizer, caplog, 0.1, 'lr=0.05', 'initial_lr=0.1')
 
 
 def test_equal_rates_are_no_matter(caplog):
