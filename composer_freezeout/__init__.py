@@ -8,15 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from composer_freezeout.algorithm import FreezeOut
-    from composer_freezeout.freezer import LayerFreezer
-    from composer_freezeout.loop import FreezeOutLoop, apply_freezeout
+    from composer_freezeout.algorithm.freezeout import FreezeOut
+    from composer_freezeout.freezing.freezer import LayerFreezer
+    from composer_freezeout.freezing.loop import FreezeOutLoop, apply_freezeout
 
 __all__ = ['FreezeOut', 'FreezeOutLoop', 'LayerFreezer', '__version__', 'apply_freezeout']
 __version__ = '0.1.0'
 
-# Looked up on first use, so that `schedule`, `cost` and `config` can be had without waiting for torch.
-_HOME = {'FreezeOut': 'algorithm', 'LayerFreezer': 'freezer', 'FreezeOutLoop': 'loop', 'apply_freezeout': 'loop'}
+# Looked up on first use, so that `method` and `results` can be had without waiting for torch.
+_HOME = {
+    'FreezeOut': 'algorithm.freezeout',
+    'FreezeOutLoop': 'freezing.loop',
+    'LayerFreezer': 'freezing.freezer',
+    'apply_freezeout': 'freezing.loop',
+}
 
 
 def __getattr__(name: str) -> Any:

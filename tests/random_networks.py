@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from composer_freezeout.units import Unit
+from composer_freezeout.freezing.observing.units import Unit
 
 SIZE = 4
 BATCHES = 6

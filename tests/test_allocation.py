@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import LinearConstraint, minimize
 
-from composer_freezeout.allocation import check_unit_costs, cost_aware_times, measured_unit_costs
-from composer_freezeout.cost import predicted_saving
-from composer_freezeout.schedule import freeze_times
+from composer_freezeout.costs.saving import predicted_saving
+from composer_freezeout.method.allocation import check_unit_costs, cost_aware_times, measured_unit_costs
+from composer_freezeout.method.schedule import freeze_times
 
 SETTINGS = [('cubic', 0.8), ('squared', 0.7), ('linear', 0.5), ('cubic', 0.05), ('linear', 0.999)]
 

@@ -16,14 +16,13 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from composer_freezeout.config import ConfigError, load
+from composer_freezeout.compare import arms
+from composer_freezeout.compare import command as compare
+from composer_freezeout.compare import jobs as runner
+from composer_freezeout.run.config import ConfigError, load
+from composer_freezeout.run.processes import Stopped, execute
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-import arms  # noqa: E402
-import compare  # noqa: E402
-import runner  # noqa: E402
 
 QUICKSTART = ROOT / 'yamls' / 'quickstart'
 BASELINE, FREEZEOUT = QUICKSTART / 'baseline.yaml', QUICKSTART / 'freezeout.yaml'
@@ -79,7 +78,7 @@ def test_a_failed_run_is_reported_and_the_rest_goes_on(comparison):
     assert 'layers: no expression matches' in failure['message'] and failure['message'] in log.read_text()
     (line,) = [line for line in comparison.text.splitlines() if 'failing seed 17' in line]
     assert failure['message'] in line and str(log) in line
-    assert '1 run has no record; to try again: python benchmarks/compare.py' in comparison.errors
+    assert '1 run has no record; to try again: composer-freezeout compare' in comparison.errors
     assert 'Traceback' not in comparison.errors
 
 
@@ -164,7 +163,7 @@ def test_a_stopped_comparison_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert errors.splitlines()[-1].startswith('stopped; to go on: python benchmarks/compare.py ')
+    assert errors.splitlines()[-1].startswith('stopped; to go on: composer-freezeout compare ')
     finished = record.stat().st_mtime_ns
     assert not log.with_name('record.json').exists()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
@@ -445,14 +444,14 @@ def test_nothing_of_a_run_outlives_it(tmp_path):
     code = f'import subprocess, time; subprocess.Popen({child}); time.sleep(60)'
 
     def stop(*_: object) -> None:
-        raise runner.Stopped(signal.SIGALRM)
+        raise Stopped(signal.SIGALRM)
 
     before = signal.signal(signal.SIGUSR1, stop)
     try:
         watcher = f'while [ ! -s {started} ]; do sleep 0.05; done; kill -USR1 {os.getpid()}'
         helper = subprocess.Popen(['sh', '-c', watcher])
-        with pytest.raises(runner.Stopped):
-            runner.execute([sys.executable, '-c', code], tmp_path / 'log')
+        with pytest.raises(Stopped):
+            execute([sys.executable, '-c', code], tmp_path / 'log')
         helper.wait()
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from composer_freezeout.comparison import arm_results, best_in_the_same_time, load
+from composer_freezeout.compare.comparison import arm_results, best_in_the_same_time, load
 
 from .records import FREEZEOUT, edit, folder, manifest, write
 

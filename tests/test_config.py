@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from composer_freezeout.config import ConfigError, Fault, describe, load, parse, read_yaml, suggest
-from composer_freezeout.run import main
+from composer_freezeout.run.command import main
+from composer_freezeout.run.config import ConfigError, Fault, describe, load, parse, read_yaml, suggest
 
 ROOT = Path(__file__).parent.parent
 
@@ -263,6 +263,6 @@ def test_every_yaml_of_the_repository_is_valid(path):
 
 
 def test_the_schema_imports_without_torch():
-    code = "import sys, composer_freezeout.config; print('torch' in sys.modules, 'composer' in sys.modules)"
+    code = "import sys, composer_freezeout.run.config; print('torch' in sys.modules, 'composer' in sys.modules)"
     output = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert output.split() == ['False', 'False']

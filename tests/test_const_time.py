@@ -7,7 +7,7 @@ import torch
 from composer import Trainer
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.predict import freezeout_saving, predict_saving
+from composer_freezeout.run.predicted import freezeout_saving, predict_saving
 
 from .training import classifier, images, trainer
 

@@ -6,8 +6,8 @@ import torch
 from composer.models import ComposerModel
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.config import ModelConfig
-from composer_freezeout.cost import (
+from composer_freezeout.costs.flops import step_flops_by_units_frozen, unit_flops
+from composer_freezeout.costs.saving import (
     in_stages,
     interpolated,
     largest_saving,
@@ -17,10 +17,10 @@ from composer_freezeout.cost import (
     solve_t_0,
     with_loading,
 )
-from composer_freezeout.flops import step_flops_by_units_frozen, unit_flops
-from composer_freezeout.models import build_model
-from composer_freezeout.predict import freezeout_saving, partition_for
-from composer_freezeout.schedule import freeze_stages, freeze_times
+from composer_freezeout.method.schedule import freeze_stages, freeze_times
+from composer_freezeout.run.config import ModelConfig
+from composer_freezeout.run.models import build_model
+from composer_freezeout.run.predicted import freezeout_saving, partition_for
 
 
 def test_saving_is_the_time_spent_at_each_cost():

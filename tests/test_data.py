@@ -13,9 +13,9 @@ from composer.utils import dist
 from PIL import Image
 from pydantic import TypeAdapter
 
-from composer_freezeout.build import assemble
-from composer_freezeout.config import Augment, ConfigError, DataConfig, load
-from composer_freezeout.data import ImageTensors, Normalize, Source, augmented, build_data, open_source, per_rank
+from composer_freezeout.run.build import assemble
+from composer_freezeout.run.config import Augment, ConfigError, DataConfig, load
+from composer_freezeout.run.data import ImageTensors, Normalize, Source, augmented, build_data, open_source, per_rank
 
 YAMLS = Path(__file__).parent.parent / 'yamls'
 
@@ -303,7 +303,7 @@ def test_keys_that_contradict_each_other(keys):
 
 def test_streaming_without_its_package_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'streaming', None)
-    monkeypatch.delitem(sys.modules, 'composer_freezeout.mds', raising=False)
+    monkeypatch.delitem(sys.modules, 'composer_freezeout.run.mds', raising=False)
     with pytest.raises(ConfigError, match=r"train_data\.name: .*pip install 'composer-freezeout\[streaming\]'"):
         open_source(section('streaming', local=str(tmp_path)))
 

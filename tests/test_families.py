@@ -6,10 +6,10 @@ import pytest
 import torch
 from composer.core import Time, TimeUnit
 
-from composer_freezeout import registry
-from composer_freezeout.build import assemble
-from composer_freezeout.config import load, read_yaml
-from composer_freezeout.schedule import freeze_times
+from composer_freezeout.method.schedule import freeze_times
+from composer_freezeout.run import registry
+from composer_freezeout.run.build import assemble
+from composer_freezeout.run.config import load, read_yaml
 
 YAMLS = Path(__file__).parent.parent / 'yamls'
 QUICKSTART = 'quickstart'

@@ -9,12 +9,12 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.activation_checkpoints import nonreentrant
-from composer_freezeout.flops import step_flops, step_flops_by_units_frozen, unit_flops
-from composer_freezeout.freezing import UnitFreezer
-from composer_freezeout.models import CifarResNet
-from composer_freezeout.predict import partition_for
-from composer_freezeout.units import Unit
+from composer_freezeout.costs.flops import step_flops, step_flops_by_units_frozen, unit_flops
+from composer_freezeout.freezing.observing.units import Unit
+from composer_freezeout.freezing.prefix.activation_checkpoints import nonreentrant
+from composer_freezeout.freezing.prefix.prefix import UnitFreezer
+from composer_freezeout.run.models import CifarResNet
+from composer_freezeout.run.predicted import partition_for
 
 from .training import CLASSES, classifier
 

@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from composer_freezeout import FreezeOut, apply_freezeout
-from composer_freezeout.folding import BatchNormFolding, folded
-from composer_freezeout.freezer import LayerFreezer
-from composer_freezeout.freezing import UnitFreezer
-from composer_freezeout.models import CifarDenseNet, CifarResNet
-from composer_freezeout.partition import partition_model
-from composer_freezeout.rehearsal import rehearse
-from composer_freezeout.units import Unit
+from composer_freezeout.freezing.freezer import LayerFreezer
+from composer_freezeout.freezing.observing.partition import partition_model
+from composer_freezeout.freezing.observing.rehearsal import rehearse
+from composer_freezeout.freezing.observing.units import Unit
+from composer_freezeout.freezing.prefix.folding import BatchNormFolding, folded
+from composer_freezeout.freezing.prefix.prefix import UnitFreezer
+from composer_freezeout.run.models import CifarDenseNet, CifarResNet
 
 from .comparing import assert_equal
 from .networks import chain

@@ -26,8 +26,8 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from composer_freezeout import apply_freezeout
-from composer_freezeout.freezing import BatchNormMode, UnitFreezer
-from composer_freezeout.units import Unit
+from composer_freezeout.freezing.observing.units import Unit
+from composer_freezeout.freezing.prefix.prefix import BatchNormMode, UnitFreezer
 
 from .networks import ResidualBlock
 from .random_networks import (

@@ -1,4 +1,4 @@
-"""Imports go one way: from the edge (run, build) to the core (schedule)."""
+"""The picture of the house: rooms import downwards, and modules of a room in the order that stands here."""
 
 import ast
 import subprocess
@@ -11,61 +11,44 @@ import composer_freezeout
 
 PACKAGE = Path(composer_freezeout.__file__).parent
 
-# Each module may import those before it, never those after.
-ORDER = [
-    'allocation',
-    'schedule',
-    'cost',
-    'stats',
-    'config',
-    'graph',
-    'hooks',
-    'observation',
-    'snapshot',
-    'rehearsal',
-    'units',
-    'partition',
-    'multi_tensor',
-    'scheduler_lists',
-    'trial',
-    'groups',
-    'compilation',
-    'distributed',
-    'activation_checkpoints',
-    'folding',
-    'freezing',
-    'starvation',
-    'buffers',
-    'checkpoint',
-    'freezer',
-    'loop',
-    'progress',
-    'flops',
-    'algorithm',
-    'predict',
-    'registry',
-    'models',
-    'mds',
-    'data',
-    'record',
-    'build',
-    'run',
-    'comparison',
-    'comparison_plots',
-    'report',
-    'profile',
-    'plan',
-    'plan_plots',
-    'cli',
-]
-WITHOUT_TORCH = ['allocation', 'schedule', 'cost', 'stats', 'config', 'comparison', 'comparison_plots', 'report']
-CORE = [*ORDER[: ORDER.index('progress')]]
+# What the rooms may import, besides themselves.
+ROOMS: dict[str, set[str]] = {
+    'method': set(),
+    'freezing': {'method'},
+    'costs': {'freezing', 'method'},
+    'algorithm': {'costs', 'freezing', 'method'},
+    'results': set(),
+    'run': {'results', 'algorithm', 'costs', 'freezing', 'method'},
+    'plan': {'run', 'results', 'algorithm', 'costs', 'freezing', 'method'},
+    'compare': {'run', 'results', 'algorithm', 'costs', 'freezing', 'method'},
+    'step_time': {'run', 'results', 'algorithm', 'costs', 'freezing', 'method'},
+}
+# Rooms that other loops than Composer's use, and those that need no torch.
+WITHOUT_COMPOSER = ['method', 'freezing', 'results']
+WITHOUT_TORCH = ['method', 'results']
 
 
-def imported(source: str) -> set[str]:
+def modules(room: str = '') -> list[str]:
+    """Full names of the modules of a room, or of the package."""
+    found = sorted((PACKAGE / room).rglob('*.py'))
+    names = ['.'.join(('composer_freezeout', *path.relative_to(PACKAGE).with_suffix('').parts)) for path in found]
+    return [name.removesuffix('.__init__') for name in names]
+
+
+def source(module: str) -> str:
+    path = PACKAGE.joinpath(*module.split('.')[1:])
+    return (path / '__init__.py' if path.is_dir() else path.with_suffix('.py')).read_text(encoding='utf-8')
+
+
+def room_of(module: str) -> str:
+    """``freezing`` for ``composer_freezeout.freezing.optimizer.groups``; empty for what is in no room."""
+    return next(iter([part for part in module.split('.')[1:2] if part in ROOMS]), '')
+
+
+def imported(text: str) -> set[str]:
     """Full names of the modules that some source imports, wherever it does so."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -74,36 +57,66 @@ def imported(source: str) -> set[str]:
     return names
 
 
-def upward(module: str, source: str) -> set[str]:
-    later = ORDER[ORDER.index(module) :]
-    return {name for name in imported(source) for other in later if name == f'composer_freezeout.{other}'}
+def upward(room: str, text: str) -> set[str]:
+    """What a module of a room imports of rooms that it may not know."""
+    ours = {name for name in imported(text) if name.startswith('composer_freezeout.')}
+    return {name for name in ours if room_of(name) not in {room, *ROOMS[room]}}
 
 
-def packages(source: str) -> set[str]:
-    return {name.split('.')[0] for name in imported(source)}
+def packages(text: str) -> set[str]:
+    return {name.split('.')[0] for name in imported(text)}
 
 
-def test_every_module_has_its_place():
-    assert {path.stem for path in PACKAGE.glob('*.py')} - {'__init__'} == set(ORDER)
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in turn, if there are such."""
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return way[way.index(module) :]
+        if module in done:
+            return []
+        for other in sorted(graph.get(module, ())):
+            if found := visit(other, [*way, module]):
+                return found
+        done.add(module)
+        return []
+
+    for module in sorted(graph):
+        if found := visit(module, []):
+            return found
+    return []
 
 
-@pytest.mark.parametrize('module', ORDER)
-def test_no_module_imports_upward(module):
-    assert upward(module, (PACKAGE / f'{module}.py').read_text()) == set()
+def test_every_module_has_its_room():
+    assert {module.split('.')[1] for module in modules() if '.' in module} == {*ROOMS, 'cli'}
 
 
-@pytest.mark.parametrize('module', CORE)
-def test_the_core_knows_no_composer(module):
-    assert 'composer' not in packages((PACKAGE / f'{module}.py').read_text())
+@pytest.mark.parametrize('room', ROOMS)
+def test_no_room_imports_upward(room):
+    assert {module: found for module in modules(room) if (found := upward(room, source(module)))} == {}
 
 
-@pytest.mark.parametrize('module', WITHOUT_TORCH)
+@pytest.mark.parametrize('room', WITHOUT_COMPOSER)
+def test_the_core_knows_no_composer(room):
+    assert [module for module in modules(room) if 'composer' in packages(source(module))] == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    known = set(modules())
+    assert circle({module: imported(source(module)) & known - {module} for module in known}) == []
+
+
+@pytest.mark.parametrize('module', [name for room in WITHOUT_TORCH for name in modules(room)])
 def test_imports_without_torch(module):
-    code = f'import sys, composer_freezeout.{module}; sys.exit(sorted({{"torch", "composer"}} & set(sys.modules)) or 0)'
+    code = f'import sys, {module}; sys.exit(sorted({{"torch", "composer"}} & set(sys.modules)) or 0)'
     subprocess.run([sys.executable, '-c', code], check=True, timeout=60)
 
 
 def test_these_tests_can_fail():
-    assert upward('schedule', 'from composer_freezeout.algorithm import FreezeOut')
-    assert upward('freezing', 'from composer_freezeout import build')
+    assert upward('method', 'from composer_freezeout.algorithm.freezeout import FreezeOut')
+    assert upward('freezing', 'from composer_freezeout.run import build')
+    assert upward('plan', 'from composer_freezeout.compare import report')
+    assert not upward('plan', 'from composer_freezeout.run import build')
     assert 'composer' in packages('from composer.core import Event')
+    assert circle({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == ['b', 'c']

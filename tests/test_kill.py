@@ -46,7 +46,7 @@ def train(folder: str, end: str) -> None:
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path):
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['torch', 'composer', 'composer_freezeout.algorithm', 'tests.training'])
+    context.set_forkserver_preload(['torch', 'composer', 'composer_freezeout.algorithm.freezeout', 'tests.training'])
 
     def start(folder: str, end: str) -> multiprocessing.process.BaseProcess:
         process = context.Process(target=train, args=(str(tmp_path / folder), str(tmp_path / end)))

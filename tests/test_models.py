@@ -6,10 +6,10 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from composer_freezeout.config import ConfigError, ModelConfig
-from composer_freezeout.models import CifarResNet, build_model
-from composer_freezeout.partition import partition_model
-from composer_freezeout.rehearsal import rehearse
+from composer_freezeout.freezing.observing.partition import partition_model
+from composer_freezeout.freezing.observing.rehearsal import rehearse
+from composer_freezeout.run.config import ConfigError, ModelConfig
+from composer_freezeout.run.models import CifarResNet, build_model
 
 DENSENET = {'name': 'densenet_bc', 'depth': 76, 'growth_rate': 12}
 WRN = {'name': 'wrn', 'depth': 40, 'widen_factor': 4}

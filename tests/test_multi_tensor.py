@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from composer_freezeout import apply_freezeout
-from composer_freezeout.multi_tensor import MergedGroups, _Ones
+from composer_freezeout.freezing.optimizer.multi_tensor import MergedGroups, _Ones
 
 from .networks import chain
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from composer_freezeout import FreezeOut, apply_freezeout
-from composer_freezeout.rehearsal import rehearse
+from composer_freezeout.freezing.observing.rehearsal import rehearse
 
 from .comparing import assert_equal
 from .launching import launch

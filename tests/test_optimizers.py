@@ -21,8 +21,8 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from composer_freezeout import FreezeOut, FreezeOutLoop, apply_freezeout
-from composer_freezeout.partition import Partition
-from composer_freezeout.schedule import freeze_times, lr_factors, units_frozen
+from composer_freezeout.freezing.observing.partition import Partition
+from composer_freezeout.method.schedule import freeze_times, lr_factors, units_frozen
 
 from .comparing import assert_equal
 from .networks import chain

@@ -3,8 +3,8 @@ import torch
 import torchvision
 from torch import nn
 
-from composer_freezeout.partition import Partition, partition_model
-from composer_freezeout.rehearsal import rehearse
+from composer_freezeout.freezing.observing.partition import Partition, partition_model
+from composer_freezeout.freezing.observing.rehearsal import rehearse
 
 from .networks import DenseNet, ResidualNet, Transformer, chain
 

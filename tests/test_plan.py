@@ -16,12 +16,13 @@ from rich.console import Console
 from torchvision.io import write_png
 
 from composer_freezeout import FreezeOut, cli
-from composer_freezeout.allocation import measured_unit_costs
-from composer_freezeout.config import ConfigError, apply_overrides, load, parse, read_yaml
-from composer_freezeout.cost import predicted_saving
-from composer_freezeout.plan import Plan, make_plan
-from composer_freezeout.run import main as run
-from composer_freezeout.schedule import freeze_times
+from composer_freezeout.costs.saving import predicted_saving
+from composer_freezeout.method.allocation import measured_unit_costs
+from composer_freezeout.method.schedule import freeze_times
+from composer_freezeout.plan.command import print_plan
+from composer_freezeout.plan.make import Plan, make_plan
+from composer_freezeout.run.command import main as run
+from composer_freezeout.run.config import ConfigError, apply_overrides, load, parse, read_yaml
 
 ROOT = Path(__file__).parent.parent
 CIFAR, IMAGENET = (str(ROOT / 'yamls' / name) for name in ('resnet56_cifar10', 'resnet50_imagenet'))
@@ -328,7 +329,7 @@ def test_what_is_printed_fits(yaml):
     plan = replace(plan, units=tuple(replace(unit, **large) for unit in plan.units))
     for width in (80, 120):
         console = Console(file=io.StringIO(), width=width)
-        cli.print_plan(plan, console, 'a.yaml')
+        print_plan(plan, console, 'a.yaml')
         lines = console.file.getvalue().splitlines()
         # All but the command, which is one line to copy.
         assert all(len(line.rstrip()) <= width for line in lines if not line.startswith('  composer run'))

@@ -19,20 +19,18 @@ PACKAGE = Path(composer_freezeout.__file__).parent
 
 # By module. What objects have and their class has not is named after what makes them: see MAKERS.
 PRIVATE: dict[str, list[str]] = {
-    'activation_checkpoints.py': [
-        'torch._C',
-        'torch._C._current_graph_task_id',
-        'torch.utils.checkpoint._checkpoint_hook',
-    ],
-    'buffers.py': [
+    'costs/flops.py': [
+        'torch.UntypedStorage._cdata',
+        'torch.compile._torchdynamo_orig_callable',
         'torch.utils._python_dispatch',
+        'torch.utils._pytree',
     ],
-    'compilation.py': [
+    'freezing/execution/compilation.py': [
         'torch._dynamo',
         'torch.compile._torchdynamo_orig_callable',
         'torch.nn.Module._compiled_call_impl',
     ],
-    'distributed.py': [
+    'freezing/execution/distributed.py': [
         'torch.Tensor._backward_hooks',
         'torch.distributed.Logger._set_static_graph',
         'torch.distributed.Reducer._set_mixed_precision_param_dtype',
@@ -52,13 +50,54 @@ PRIVATE: dict[str, list[str]] = {
         'torch.nn.parallel.DistributedDataParallel._static_graph_delay_allreduce_enqueued',
         'torch.nn.parallel.distributed._setup_mixed_precision_params._mp_param',
     ],
-    'flops.py': [
-        'torch.UntypedStorage._cdata',
-        'torch.compile._torchdynamo_orig_callable',
+    'freezing/observing/graph.py': [
+        'torch.autograd.graph.Node._input_metadata',
+        'torch.autograd.graph.Node._sequence_nr',
+    ],
+    'freezing/observing/observation.py': [
+        'torch._C',
+        'torch._C._current_graph_task_id',
+        'torch._C._functorch',
+        'torch._ops.OpOverload._schema',
+        'torch.autograd._get_sequence_nr',
         'torch.utils._python_dispatch',
         'torch.utils._pytree',
     ],
-    'folding.py': [
+    'freezing/observing/rehearsal.py': [
+        'torch._ops.OpOverload._schema',
+        'torch.utils._pytree',
+    ],
+    'freezing/optimizer/groups.py': [
+        'torch.optim.Optimizer._optimizer_state_dict_pre_hooks',
+    ],
+    'freezing/optimizer/multi_tensor.py': [
+        'torch._foreach_add',
+        'torch._foreach_add_',
+        'torch._foreach_addcdiv_',
+        'torch._foreach_addcmul_',
+        'torch._foreach_div_',
+        'torch._foreach_lerp_',
+        'torch._foreach_maximum_',
+        'torch._foreach_mul_',
+        'torch._foreach_neg',
+        'torch._foreach_sqrt',
+        'torch.optim.Optimizer._group_tensors_by_device_and_dtype',
+        'torch.optim.SGD._init_group',
+        'torch.optim.optimizer._default_to_fused_or_foreach',
+    ],
+    'freezing/optimizer/scheduler_lists.py': [
+        'torch.optim.lr_scheduler.SequentialLR._last_lr',
+        'torch.optim.lr_scheduler.SequentialLR._schedulers',
+    ],
+    'freezing/prefix/activation_checkpoints.py': [
+        'torch._C',
+        'torch._C._current_graph_task_id',
+        'torch.utils.checkpoint._checkpoint_hook',
+    ],
+    'freezing/prefix/buffers.py': [
+        'torch.utils._python_dispatch',
+    ],
+    'freezing/prefix/folding.py': [
         'torch.Tensor._make_wrapper_subclass',
         'torch.Tensor._use_count',
         'torch.Tensor._version',
@@ -74,52 +113,28 @@ PRIVATE: dict[str, list[str]] = {
         'torch.nn.Module._parameters',
         'torch.utils._pytree',
     ],
-    'freezing.py': [
+    'freezing/prefix/prefix.py': [
         'torch.nn.modules.batchnorm._BatchNorm',
         'torch.utils._pytree',
     ],
-    'graph.py': [
-        'torch.autograd.graph.Node._input_metadata',
-        'torch.autograd.graph.Node._sequence_nr',
-    ],
-    'groups.py': [
-        'torch.optim.Optimizer._optimizer_state_dict_pre_hooks',
-    ],
-    'multi_tensor.py': [
-        'torch._foreach_add',
-        'torch._foreach_add_',
-        'torch._foreach_addcdiv_',
-        'torch._foreach_addcmul_',
-        'torch._foreach_div_',
-        'torch._foreach_lerp_',
-        'torch._foreach_maximum_',
-        'torch._foreach_mul_',
-        'torch._foreach_neg',
-        'torch._foreach_sqrt',
-        'torch.optim.Optimizer._group_tensors_by_device_and_dtype',
-        'torch.optim.SGD._init_group',
-        'torch.optim.optimizer._default_to_fused_or_foreach',
-    ],
-    'observation.py': [
+    'freezing/prefix/starvation.py': [
         'torch._C',
         'torch._C._current_graph_task_id',
-        'torch._C._functorch',
-        'torch._ops.OpOverload._schema',
-        'torch.autograd._get_sequence_nr',
+    ],
+    'step_time/command.py': [
+        'torch._dynamo',
+    ],
+    'step_time/counts.py': [
+        'torch._dynamo',
         'torch.utils._python_dispatch',
         'torch.utils._pytree',
     ],
-    'rehearsal.py': [
-        'torch._ops.OpOverload._schema',
-        'torch.utils._pytree',
+    'step_time/variants.py': [
+        'composer.algorithms.layer_freezing.layer_freezing._get_layers',
+        'torch.nn.modules.batchnorm._BatchNorm',
     ],
-    'scheduler_lists.py': [
-        'torch.optim.lr_scheduler.SequentialLR._last_lr',
-        'torch.optim.lr_scheduler.SequentialLR._schedulers',
-    ],
-    'starvation.py': [
-        'torch._C',
-        'torch._C._current_graph_task_id',
+    'step_time/workload.py': [
+        'torch.nn.modules.batchnorm._BatchNorm',
     ],
 }
 
@@ -127,7 +142,7 @@ PRIVATE: dict[str, list[str]] = {
 NAMED_TUPLE = {'_asdict', '_fields', '_make', '_replace'}
 
 # Strings that look like private names and are none, or that are names of our own.
-WORDS = {'_P', '_T', '_bytes', '_freezeout_groups', '_logger', '_scheduler'}
+WORDS = {'_P', '_T', '_bytes', '_freezeout_groups', '_logger', '_saving', '_scheduler'}
 
 
 def wrapper() -> DistributedDataParallel:
@@ -216,7 +231,10 @@ def touched(source: str) -> dict[str, int]:
 
 
 def found() -> dict[str, dict[str, int]]:
-    return {path.name: touched(path.read_text(encoding='utf-8')) for path in PACKAGE.glob('*.py')}
+    return {
+        path.relative_to(PACKAGE).as_posix(): touched(path.read_text(encoding='utf-8'))
+        for path in PACKAGE.rglob('*.py')
+    }
 
 
 def differences(by_module: dict[str, dict[str, int]], table: dict[str, list[str]]) -> list[str]:

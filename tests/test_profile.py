@@ -5,8 +5,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.predict import partition_for
-from composer_freezeout.profile import StepProfile, StepSeconds, counts_to_measure, profile_loading, profile_steps
+from composer_freezeout.costs.seconds import StepProfile, StepSeconds, counts_to_measure, profile_loading, profile_steps
+from composer_freezeout.run.predicted import partition_for
 
 from .networks import ResidualNet
 from .training import CLASSES, classifier

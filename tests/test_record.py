@@ -9,8 +9,8 @@ import pytest
 import torch
 from composer import Logger, State
 
-from composer_freezeout import record
-from composer_freezeout.record import Recorder, Stopwatch, environment, json_safe, write_json
+from composer_freezeout.run import record
+from composer_freezeout.run.record import Recorder, Stopwatch, environment, json_safe, write_json
 
 NO_LOGGER = cast(Logger, None)
 

@@ -16,8 +16,15 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from composer_freezeout.comparison import Comparison, load
-from composer_freezeout.report import comparison_table, conclusion, outdated, plot_learning_rates, render, write_report
+from composer_freezeout.compare.comparison import Comparison, load
+from composer_freezeout.compare.report import (
+    comparison_table,
+    conclusion,
+    outdated,
+    plot_learning_rates,
+    render,
+    write_report,
+)
 
 from .records import edit, folder, record
 
@@ -242,8 +249,8 @@ def test_it_repeats_to_the_byte(comparison, files, tmp_path):
     code = (
         'import sys, matplotlib; matplotlib.rcParams["axes.linewidth"] = 9\n'
         'from pathlib import Path\n'
-        'from composer_freezeout.comparison import load\n'
-        'from composer_freezeout.report import write_report\n'
+        'from composer_freezeout.compare.comparison import load\n'
+        'from composer_freezeout.compare.report import write_report\n'
         'write_report(load(Path(sys.argv[1])), Path(sys.argv[2]))\n'
     )
     out = tmp_path / 'out'

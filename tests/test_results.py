@@ -1,19 +1,16 @@
 """The committed results: comparable records, and a report that they regenerate."""
 
-import sys
 from pathlib import Path
 
 import matplotlib
 import pytest
 
-from composer_freezeout.comparison import load
-from composer_freezeout.report import PLOTS, outdated
+from composer_freezeout.compare.comparison import load
+from composer_freezeout.compare.report import PLOTS, outdated
+from composer_freezeout.step_time import report as step_report
+from composer_freezeout.step_time import result as step_result
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-import step_report  # noqa: E402
-import step_result  # noqa: E402
 
 RESULTS = sorted(path.parent for path in (ROOT / 'benchmarks' / 'results').glob('*/comparison.json'))
 STEPS = sorted(path.parent for path in (ROOT / 'benchmarks' / 'results').glob('*/step_time.json'))

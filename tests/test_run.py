@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from composer_freezeout import data
-from composer_freezeout.build import assemble
-from composer_freezeout.config import load, read_yaml
-from composer_freezeout.run import main
-from composer_freezeout.schedule import freeze_times
+from composer_freezeout.method.schedule import freeze_times
+from composer_freezeout.run import data
+from composer_freezeout.run.build import assemble
+from composer_freezeout.run.command import main
+from composer_freezeout.run.config import load, read_yaml
 
 ROOT = Path(__file__).parent.parent
 

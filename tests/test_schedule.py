@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from composer_freezeout.schedule import check_schedule, freeze_times, lr_factor, lr_factors, units_frozen
+from composer_freezeout.method.schedule import check_schedule, freeze_times, lr_factor, lr_factors, units_frozen
 
 POWER = {'linear': 1, 'squared': 2, 'cubic': 3}
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from composer_freezeout.stats import holm, pareto_front, ratio, summary, welch
+from composer_freezeout.results.stats import holm, pareto_front, ratio, summary, welch
 
 
 def test_summary():

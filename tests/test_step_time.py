@@ -18,20 +18,18 @@ import torch
 import torchvision
 from composer.core import Event
 
-from composer_freezeout.compilation import DEFAULT_STAGES
-from composer_freezeout.schedule import freeze_times
+from composer_freezeout.freezing.execution.compilation import DEFAULT_STAGES
+from composer_freezeout.method.schedule import freeze_times
+from composer_freezeout.step_time import command as step_time
+from composer_freezeout.step_time import counts as step_counts
+from composer_freezeout.step_time import report as step_report
+from composer_freezeout.step_time import result as step_result
+from composer_freezeout.step_time import variants as step_variants
+from composer_freezeout.step_time import workload as step_workload
 
 from .networks import DenseNet, ResidualNet, chain
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-import step_counts  # noqa: E402
-import step_report  # noqa: E402
-import step_result  # noqa: E402
-import step_time  # noqa: E402
-import step_variants  # noqa: E402
-import step_workload  # noqa: E402
 
 SMALL = [
     '--model',
@@ -111,7 +109,7 @@ def test_every_variant_was_timed_at_every_stage(measured):
 
 def test_the_record_says_what_was_measured_and_where(measured):
     assert measured.record['command'] == (
-        'python benchmarks/step_time.py --model resnet8 --image-size 8 --batch-size 4 --device cpu --repeats 3 '
+        'composer-freezeout step-time --model resnet8 --image-size 8 --batch-size 4 --device cpu --repeats 3 '
         f'--restarts 2 --stages 0,3 --out {measured.out}'
     )
     assert measured.record['settings']['model'] == 'resnet8'
@@ -648,7 +646,8 @@ def test_a_process_that_fails_ends_all_with_its_message(tmp_path, monkeypatch, c
         'time.sleep(60 * (os.environ["RANK"] == "0"))\n'
         'sys.exit(print(f"{sys.argv[1:]} went wrong in {os.environ[\'RANK\']}", file=sys.stderr) or 3)\n'
     )
-    monkeypatch.setattr(step_time, '__file__', str(script))
+    monkeypatch.setattr(step_time, 'MODULE', 'script')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     assert step_time.launch(2, ['--model', 'x y']) != 0
     assert "['--model', 'x y'] went wrong in 1" in ''.join(capfd.readouterr())
 

@@ -24,9 +24,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from composer_freezeout.observation import owners_of, tensors_in
-from composer_freezeout.partition import Partition, partition_model
-from composer_freezeout.rehearsal import rehearse
+from composer_freezeout.freezing.observing.observation import owners_of, tensors_in
+from composer_freezeout.freezing.observing.partition import Partition, partition_model
+from composer_freezeout.freezing.observing.rehearsal import rehearse
 
 from . import structures
 

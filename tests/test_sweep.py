@@ -3,21 +3,17 @@
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
+import optuna
 import pytest
 from scipy.stats import ttest_rel
 
-from composer_freezeout.stats import summary
+from composer_freezeout.compare import sweep
+from composer_freezeout.compare.arms import Refused, read_arms
+from composer_freezeout.results.stats import summary
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-optuna = pytest.importorskip('optuna')
-
-import sweep  # noqa: E402
-from arms import Refused, read_arms  # noqa: E402
 
 QUICKSTART = ROOT / 'yamls' / 'quickstart'
 SMALL = ['model.name=resnet8', 'train_data.image_size=8', 'eval_data.image_size=8', 'max_duration=2ep']

@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from composer_freezeout import FreezeOut, FreezeOutLoop, apply_freezeout
-from composer_freezeout.observation import Observation
-from composer_freezeout.partition import Partition, partition_model
-from composer_freezeout.rehearsal import rehearse
+from composer_freezeout.freezing.observing.observation import Observation
+from composer_freezeout.freezing.observing.partition import Partition, partition_model
+from composer_freezeout.freezing.observing.rehearsal import rehearse
 
 from .training import classifier, images, trainer
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.schedule import lr_factors
+from composer_freezeout.method.schedule import lr_factors
 from tests.networks import ResidualNet, Transformer, chain
 
 BATCHES = 16

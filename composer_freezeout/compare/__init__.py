@@ -1,0 +1,1 @@
+"""``composer-freezeout compare``, ``sweep`` and ``report``: whether freezing pays."""

@@ -1,0 +1,51 @@
+"""Writes the report of a comparison anew from its records, or checks that it is up to date.
+
+``composer-freezeout report benchmarks/results/<folder>``
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from composer_freezeout.compare.comparison import load
+from composer_freezeout.compare.report import conclusion, outdated, write_report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes or checks, and prints what the numbers come to.
+
+    Args:
+        argv (Sequence[str], optional): Command line. Default: the process's.
+
+    Returns:
+        int: 0; 1 if a file is not up to date; 2 if the comparison cannot be read.
+    """
+    parser = argparse.ArgumentParser(
+        prog='composer-freezeout report', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('folder', type=Path, help='output folder of a comparison')
+    parser.add_argument('--allow-mixed', action='store_true', help='take runs of other versions, hardware or settings')
+    parser.add_argument('--check', action='store_true', help='write nothing; name the files that would change')
+    arguments = parser.parse_args(argv)
+    try:
+        comparison = load(arguments.folder, arguments.allow_mixed)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if arguments.check:
+        changes = outdated(comparison, arguments.folder)
+        for path in changes:
+            print(f'{path} is not up to date; run composer-freezeout report {arguments.folder}')
+        return 1 if changes else 0
+    try:
+        paths = write_report(comparison, arguments.folder)
+    except OSError as error:
+        print(f'{error.filename} cannot be written: {error.strerror}', file=sys.stderr)
+        return 2
+    print(*conclusion(comparison), *paths, sep='\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Freezing in any torch loop. Knows nothing of Composer."""

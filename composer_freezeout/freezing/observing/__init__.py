@@ -1,0 +1,1 @@
+"""What a model is: the first step watched, and the units that it shows."""

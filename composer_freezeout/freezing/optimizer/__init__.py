@@ -1,0 +1,1 @@
+"""A param group per unit, whatever the optimizer."""

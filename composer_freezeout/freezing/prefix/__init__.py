@@ -1,0 +1,1 @@
+"""The frozen prefix: what stands still in it, and what it need not compute."""

@@ -1,0 +1,1 @@
+"""The paper: when a layer freezes, and its learning rate until then. Needs no torch."""

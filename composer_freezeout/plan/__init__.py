@@ -1,0 +1,1 @@
+"""``composer-freezeout plan``: what freezes when, and what that saves, before training."""

@@ -1,0 +1,125 @@
+"""Figures of a plan: the learning rates that each schedule would have, and what is frozen when."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+import matplotlib.pyplot as plt
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from composer_freezeout.method.schedule import freeze_times, lr_factor
+
+if TYPE_CHECKING:
+    from composer_freezeout.plan.make import Plan
+
+__all__ = ['plot_frozen', 'plot_schedules']
+
+_POINTS = 400
+# Without it PNGs name the version of matplotlib, and differ where the picture doesn't.
+_METADATA = {'Software': None}
+
+
+def plot_schedules(plan: 'Plan', path: Path) -> None:
+    """Draws the paper's figure 1 for this model: each unit's learning rate, for each scale, unscaled and scaled.
+
+    Args:
+        plan (Plan): The plan; its ``t_0`` and warm-up are those of all panels.
+        path (Path): The PNG to write; its folder exists.
+    """
+    scales = ['linear', 'squared', 'cubic'] if plan.how_scale == 'squared' else ['linear', 'cubic']
+    colours = _colours(len(plan.units))
+    figure, rows = plt.subplots(
+        len(scales), 2, sharex=True, figsize=(10, 0.6 + 3.1 * len(scales)), layout='constrained', squeeze=False
+    )
+    for how_scale, row in zip(scales, rows, strict=True):
+        times = freeze_times(len(plan.units), plan.t_0, how_scale, plan.unit_costs, plan.cost_shift, plan.heads)
+        for scale_lr, axes in zip((False, True), row, strict=True):
+            _draw_schedule(axes, times, colours, scale_lr, plan.warmup if plan.warmup < times[0] else 0.0)
+            planned = (how_scale, scale_lr) == (plan.how_scale, plan.scale_lr)
+            name = f'{how_scale}, {"scaled" if scale_lr else "unscaled"}{" (planned)" if planned else ""}'
+            axes.set_title(
+                f'{name}: units freeze from {times[0]:.0%} on',
+                loc='left',
+                fontsize=10,
+                fontweight='bold' if planned else 'normal',
+            )
+    for axes in rows[-1]:
+        axes.set_xlabel('progress of training')
+    for axes in rows[:, 0]:
+        axes.set_ylabel('learning rate\n(times the base rate)')
+    _unit_colourbar(figure, rows, plan)
+    figure.suptitle(f'{plan.run_name}: learning rate of each unit with t_0 = {plan.t_0:g}; ● reaches zero', fontsize=12)
+    figure.savefig(path, dpi=150, metadata=_METADATA)
+    plt.close(figure)
+
+
+def _draw_schedule(axes: Any, times: Sequence[float], colours: Sequence[Any], scale_lr: bool, warmup: float) -> None:
+    for t_i, colour in zip(times, colours, strict=True):
+        # Each curve ends where its unit freezes, and bends where the warm-up ends.
+        progress = sorted({*(t_i * point / _POINTS for point in range(_POINTS + 1)), warmup})
+        axes.plot(progress, [lr_factor(t, t_i, scale_lr, warmup) for t in progress], color=colour, linewidth=1.1)
+    axes.scatter(times, [0.0] * len(times), color=colours, s=14, clip_on=False, zorder=3)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    _finish(axes)
+
+
+def plot_frozen(plan: 'Plan', path: Path) -> None:
+    """Draws what is frozen over the run: share of the parameters, and the share of a step that each model saves.
+
+    Args:
+        plan (Plan): The plan.
+        path (Path): The PNG to write; its folder exists.
+    """
+    figure, axes = plt.subplots(figsize=(9, 4.2), layout='constrained')
+    moments = [0.0, *(unit.freezes_at for unit in plan.units[:-1]), 1.0]
+    parameters = [unit.parameters for unit in plan.units]
+    frozen = [sum(parameters[:k]) / sum(parameters) for k in range(len(plan.units))]
+    axes.stairs(frozen, moments, fill=True, color='0.88', label='parameters frozen')
+    labels = {
+        'paper': "a step's cost saved, as the paper estimates",
+        'flops': "a step's FLOPs saved",
+        'seconds': "a step's seconds saved, measured",
+    }
+    for prediction, colour in zip(plan.predictions, ('tab:orange', 'tab:blue', 'tab:green'), strict=False):
+        saved = [1 - cost / prediction.step_costs[0] for cost in prediction.step_costs]
+        label = f'{labels[prediction.model]}: {prediction.saving:.1%} of the run'
+        moments_due = [0.0, *(unit.t_i for unit in plan.units[:-1]), 1.0]
+        axes.stairs(saved, moments_due, baseline=None, color=colour, linewidth=1.6, label=label)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel('progress of training')
+    stages = '' if plan.stages == len(plan.units) - 1 else f', in {plan.stages} stages'
+    title = f'{plan.run_name}: {len(plan.units)} units, {plan.how_scale}, t_0 = {plan.t_0:g}{stages}'
+    axes.set_title(title, loc='left', fontsize=11)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(loc='upper left', frameon=False, fontsize=9)
+    _finish(axes)
+    figure.savefig(path, dpi=150, metadata=_METADATA)
+    plt.close(figure)
+
+
+def _colours(num_units: int) -> list[Any]:
+    # Up to 0.92: the lightest yellow can't be seen on white.
+    return list(plt.get_cmap('viridis')([0.92 * index / max(1, num_units - 1) for index in range(num_units)]))
+
+
+def _unit_colourbar(figure: Any, rows: Any, plan: 'Plan') -> None:
+    last = len(plan.units) - 1
+    colours = ListedColormap(_colours(len(plan.units)))
+    bar = figure.colorbar(ScalarMappable(Normalize(-0.5, last + 0.5), colours), ax=rows, pad=0.02, aspect=40)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    bar.ax.invert_yaxis()
+    bar.set_label(f'unit, from {plan.units[0].name} (0) to {plan.units[-1].name} ({last})')
+
+
+def _finish(axes: Any) -> None:
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.grid(alpha=0.25)

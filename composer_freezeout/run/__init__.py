@@ -1,0 +1,1 @@
+"""``composer-freezeout run``: one YAML file, one training run, one record."""

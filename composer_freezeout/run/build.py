@@ -1,0 +1,263 @@
+"""From a checked configuration to a Trainer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+
+import torch
+from composer import DataSpec, Trainer
+from composer.utils import dist, get_device, reproducibility
+
+from composer_freezeout.run import registry
+from composer_freezeout.run.config import Component, ConfigError, Fault, RunConfig
+from composer_freezeout.run.data import build_data, per_rank
+from composer_freezeout.run.models import build_model
+from composer_freezeout.run.record import Recorder
+from composer_freezeout.run.registry import Bound, Constructor, bind
+
+__all__ = ['Parts', 'Run', 'assemble']
+
+T = TypeVar('T')
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to be fitted.
+
+    Args:
+        trainer (Trainer): Composer's trainer.
+        recorder (Recorder): The callback that measures it.
+        config (Mapping[str, Any]): The configuration with every default filled in, as JSON and YAML can hold it.
+        train_samples (int): Samples of the training set.
+        eval_samples (int, optional): Samples of the evaluation set.
+    """
+
+    trainer: Trainer
+    recorder: Recorder
+    config: Mapping[str, Any]
+    train_samples: int
+    eval_samples: int | None
+
+
+class _Faults:
+    """Collects the faults of several attempts, to report them together."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+
+    def attempt(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+        try:
+            return function(*args, **kwargs)
+        except ConfigError as error:
+            self.faults.extend(error.faults)
+            return None
+
+    def add(self, path: str, message: str) -> None:
+        self.faults.append(Fault(path, message))
+
+    def raise_if_any(self) -> None:
+        if self.faults:
+            raise ConfigError(self.faults)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a Trainer is made of. Nothing has been written yet.
+
+    Args:
+        config (RunConfig): The configuration.
+        resolved (Mapping[str, Any]): The same with the components' defaults filled in too.
+        train (DataSpec): Training data.
+        evaluation (DataSpec, optional): Evaluation data.
+        keywords (Mapping[str, Any]): The other arguments of the Trainer.
+    """
+
+    config: RunConfig
+    resolved: Mapping[str, Any]
+    train: DataSpec
+    evaluation: DataSpec | None
+    keywords: Mapping[str, Any]
+
+    def build(self) -> Run:
+        """Makes the Trainer. Loggers open their files, and a checkpoint is loaded if there is one.
+
+        Returns:
+            Run: The trainer, and what the record needs.
+
+        Raises:
+            ConfigError: If the parts do not go together.
+        """
+        recorder = Recorder()
+        keywords = {**self.keywords, 'callbacks': [*self.keywords['callbacks'], recorder]}
+        try:
+            trainer = Trainer(**keywords)
+        except ValueError as error:
+            message = ' '.join(str(error).split())
+            raise ConfigError([Fault('', f'the parts of this run do not go together: {message}')]) from error
+        except (EOFError, KeyError, OSError, RuntimeError, UnpicklingError) as error:
+            load_path = self.keywords.get('load_path')
+            if load_path is None:
+                raise
+            reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+            remedy = 'give a whole checkpoint that Composer made of this model and optimizer'
+            fault = Fault('checkpoint.load_path', f'{load_path!r} cannot be loaded ({reason}); {remedy}')
+            raise ConfigError([fault]) from error
+        return Run(
+            trainer=trainer,
+            recorder=recorder,
+            config=self.resolved,
+            train_samples=self.train.num_samples or 0,
+            eval_samples=self.evaluation.num_samples if self.evaluation is not None else None,
+        )
+
+
+def assemble(config: RunConfig) -> Parts:
+    """Makes the parts of the run that a configuration describes.
+
+    The same seed gives the same initial weights, whatever the algorithms.
+
+    Args:
+        config (RunConfig): A checked configuration.
+
+    Returns:
+        Parts: Ready to be built.
+
+    Raises:
+        ConfigError: If a component or the data cannot be had, or the machine cannot do what is asked.
+    """
+    components = _bind_all(config)
+    device = _device(config)
+    if dist.get_world_size() > 1:
+        # Now, and not in the Trainer: one process of a machine downloads data before the others look for it.
+        dist.initialize_dist(get_device(device))
+
+    attempts = _Faults()
+    shared: dict[str, Any] = {'num_classes': config.model.num_classes, 'seed': config.seed, 'device': device}
+    train = attempts.attempt(build_data, config.train_data, 'train_data', **shared)
+    evaluation = None
+    if config.eval_data is not None:
+        evaluation = attempts.attempt(build_data, config.eval_data, 'eval_data', **shared)
+    reproducibility.seed_all(config.seed)
+    model = attempts.attempt(build_model, config.model)
+    attempts.raise_if_any()
+    assert train is not None and model is not None
+
+    defaults = _output_defaults(config)
+    keywords: dict[str, Any] = {
+        key: [attempts.attempt(bound.build, **defaults.get(bound.name, {})) for bound in getattr(components, key)]
+        for key in ('algorithms', 'callbacks', 'loggers')
+    }
+    keywords['optimizers'] = attempts.attempt(components.optimizer.build, model.parameters())
+    keywords['schedulers'] = components.scheduler and attempts.attempt(components.scheduler.build)
+    attempts.raise_if_any()
+
+    if evaluation is not None:
+        keywords |= {'eval_dataloader': evaluation, 'eval_interval': config.eval_interval}
+    if config.checkpoint is not None:
+        keywords |= {
+            'save_folder': str(config.checkpoint_folder),
+            'save_interval': config.checkpoint.interval,
+            'save_num_checkpoints_to_keep': config.checkpoint.keep or -1,
+            'autoresume': config.checkpoint.resume,
+            'load_path': config.checkpoint.load_path,
+            'load_progress_bar': config.progress_bar,
+        }
+    keywords |= {
+        'model': model,
+        'train_dataloader': train,
+        'train_subset_num_batches': config.train_subset_num_batches or -1,
+        'max_duration': config.max_duration,
+        'run_name': config.run_name,
+        'progress_bar': config.progress_bar,
+        'device': device,
+        'precision': config.precision,
+        'device_train_microbatch_size': config.microbatch_size,
+        'seed': config.seed,
+        'deterministic_mode': config.deterministic,
+    }
+    return Parts(config, _resolved(config, components), train, evaluation, keywords)
+
+
+@dataclass(frozen=True)
+class _Components:
+    optimizer: Bound
+    scheduler: Bound | None
+    algorithms: list[Bound]
+    callbacks: list[Bound]
+    loggers: list[Bound]
+
+
+def _bind_all(config: RunConfig) -> _Components:
+    attempts = _Faults()
+
+    def bind_list(table: Mapping[str, Constructor], entries: list[Component], key: str) -> list[Bound | None]:
+        return [attempts.attempt(bind, table, entry, f'{key}.{index}') for index, entry in enumerate(entries)]
+
+    # An optimizer's first argument is the model's parameters.
+    optimizer = attempts.attempt(bind, registry.OPTIMIZERS, config.optimizer, 'optimizer', positional=1)
+    scheduler = config.scheduler and attempts.attempt(bind, registry.SCHEDULERS, config.scheduler, 'scheduler')
+    algorithms = bind_list(registry.ALGORITHMS, config.algorithms, 'algorithms')
+    callbacks = bind_list(registry.CALLBACKS, config.callbacks, 'callbacks')
+    loggers = bind_list(registry.LOGGERS, config.loggers, 'loggers')
+    _check_machine(config, attempts)
+    attempts.raise_if_any()
+    assert optimizer is not None
+    return _Components(optimizer, scheduler, *([b for b in bs if b] for bs in (algorithms, callbacks, loggers)))
+
+
+def _check_machine(config: RunConfig, attempts: _Faults) -> None:
+    attempts.attempt(per_rank, config.train_data.batch_size, 'train_data')
+    if config.eval_data is not None:
+        attempts.attempt(per_rank, config.eval_data.batch_size, 'eval_data')
+    if config.device == 'gpu' and not torch.cuda.is_available():
+        attempts.add('device', "'gpu' asks for a CUDA device and torch sees none; use device: cpu or auto")
+    elif _device(config) == 'cpu':
+        if config.precision != 'fp32':
+            attempts.add('precision', f'{config.precision!r} needs a GPU, and this run is on the CPU; use fp32')
+        if config.microbatch_size == 'auto':
+            attempts.add('microbatch_size', "'auto' needs a GPU, and this run is on the CPU; give a number or null")
+    load_path = config.checkpoint.load_path if config.checkpoint is not None else None
+    # Not what Composer fills in or fetches: 'ep1-rank{rank}.pt', 's3://…'.
+    if load_path is not None and not ('://' in load_path or '{' in load_path) and not Path(load_path).exists():
+        attempts.add('checkpoint.load_path', f'no such file: {load_path!r}')
+
+
+def _device(config: RunConfig) -> str:
+    if config.device == 'auto':
+        return 'gpu' if torch.cuda.is_available() else 'cpu'
+    return config.device
+
+
+def _output_defaults(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Where components write if the file doesn't say: into the run's own folder."""
+    output = Path(config.output)
+    rank = dist.get_global_rank()
+    log = output / ('log.txt' if rank == 0 else f'log-rank{rank}.txt')
+    attempt = 1
+    while config.resume and log.exists():
+        attempt += 1
+        log = log.with_name(f'{log.stem.partition(".")[0]}.{attempt}.txt')
+    named = {
+        # An unfinished run that is not resumed has no result, and its log goes.
+        'file': {'filename': str(log), 'overwrite': True},
+        'tensorboard': {'log_dir': str(output / 'tensorboard')},
+        'wandb': {'name': config.run_name, 'init_kwargs': {'dir': str(output)}},
+        'memory_snapshot': {'folder': str(output / 'torch_traces')},
+        'oom_observer': {'folder': str(output / 'torch_traces')},
+    }
+    return named | {f'{name}_logger': named[name] for name in ('file', 'tensorboard', 'wandb')}
+
+
+def _resolved(config: RunConfig, components: _Components) -> dict[str, Any]:
+    resolved = config.model_dump(mode='json')
+    for key in ('train_data', 'eval_data'):
+        if resolved[key]:
+            resolved[key] = {'name': resolved[key]['name']} | resolved[key]
+    resolved['optimizer'] = dict(components.optimizer.resolved)
+    if components.scheduler is not None:
+        resolved['scheduler'] = dict(components.scheduler.resolved)
+    for key in ('algorithms', 'callbacks', 'loggers'):
+        resolved[key] = [dict(bound.resolved) for bound in getattr(components, key)]
+    return resolved

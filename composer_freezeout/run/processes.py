@@ -1,0 +1,71 @@
+"""Processes that are started here, and end when this one is told to."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+__all__ = ['Stopped', 'execute', 'stoppable']
+
+_SECONDS_TO_STOP = 20
+
+
+class Stopped(BaseException):
+    """Somebody ended this process.
+
+    Args:
+        signal_number (int): By which signal.
+    """
+
+    def __init__(self, signal_number: int):
+        self.signal_number = signal_number
+        super().__init__(signal_number)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Raises :class:`Stopped` on Ctrl-C, on SIGTERM, and when the terminal goes away."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def execute(command: Sequence[str], log: Path | None = None) -> int:
+    """Runs a command to its end, in a session of its own that ends with this process's call.
+
+    Args:
+        command (Sequence[str]): The command.
+        log (Path, optional): Where its output goes; its folder exists. Default: where this process's goes.
+
+    Returns:
+        int: Its exit code, negative if a signal ended it.
+    """
+    with contextlib.nullcontext() if log is None else log.open('wb') as file:
+        error = None if file is None else subprocess.STDOUT
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=error, start_new_session=True)
+        try:
+            return process.wait()
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # The launcher's children belong to its group, and are ended with it.
+    with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_SECONDS_TO_STOP)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

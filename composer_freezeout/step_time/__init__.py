@@ -1,0 +1,1 @@
+"""``composer-freezeout step-time``: what a step takes with k units frozen."""
