@@ -28,3 +28,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(import_module(f'{__name__}.{_HOME[name]}'), name)
+
+
+def __dir__() -> list[str]:
+    # Or `dir` and `help` would tell nothing of what is looked up on first use.
+    return sorted({*globals(), *__all__})
