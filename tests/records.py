@@ -19,6 +19,8 @@ def record(arm: str, seed: int, accuracy: float | None = 0.9, seconds: float = 1
     return {
         'format': 1,
         'run_name': f'family-{arm}',
+        'config_file': f'yamls/family/{arm}.yaml',
+        'command': f'composer run yamls/family/{arm}.yaml',
         'config': {
             'run_name': f'family-{arm}',
             'output': f'runs/{arm}/seed{seed}',
@@ -33,18 +35,35 @@ def record(arm: str, seed: int, accuracy: float | None = 0.9, seconds: float = 1
         },
         'seed': seed,
         'started_at': '2026-01-02T03:04:05+00:00',
+        'finished_at': '2026-01-02T03:06:05+00:00',
         'effective': {
+            'optimizer': {'name': 'SGD', 'groups': []},
+            'algorithms': [],
             'device': 'cpu',
             'world_size': 1,
             'precision': 'fp32',
             'batches_per_epoch': 10,
             'total_batches': 20,
             'parameters_total': 1000,
+            'global_batch_size': 10,
+            'train_samples': 100,
+            'eval_samples': 50,
         },
-        'units': [{'name': name, 't_i': t, 'frozen_at_batch': batch} for name, t, batch in units],
+        'units': [
+            {'name': name, 'parameters': 400, 't_i': t, 'frozen': batch is not None, 'frozen_at_batch': batch}
+            for name, t, batch in units
+        ],
         'epochs': [
-            {'training_seconds': seconds * share, 'eval': {} if value is None else {'MulticlassAccuracy': value}}
-            for value, share in rows
+            {
+                'epoch': epoch,
+                'batch': 10 * epoch,
+                'train': {'loss': 0.5},
+                'eval': {} if value is None else {'MulticlassAccuracy': value},
+                'training_seconds': seconds * share,
+                'data_wait_seconds': 0.04 * seconds * share,
+                'trainable_parameters': 1000,
+            }
+            for epoch, (value, share) in enumerate(rows, start=1)
         ],
         'lr_trace': {
             'batch': list(range(20)),
@@ -64,6 +83,8 @@ def record(arm: str, seed: int, accuracy: float | None = 0.9, seconds: float = 1
         ],
         'training_seconds': seconds,
         'first_batch_seconds': 0.25,
+        'evaluation_seconds': 3.0,
+        'data_wait_seconds': 0.04 * seconds,
         'data_wait_share': 0.04,
         'peak_memory_bytes': 700 * 2**20,
         'resumed_at_batch': [],

@@ -1,7 +1,9 @@
 """Clocks, the trace of learning rates, and the JSON file."""
 
+import errno
 import json
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,9 +11,16 @@ import pytest
 import torch
 from composer import Logger, State
 
+from composer_freezeout.results import environment as environments
+from composer_freezeout.results import files
+from composer_freezeout.results.differences import ABSENT, differences
+from composer_freezeout.results.environment import checkout, environment
+from composer_freezeout.results.files import json_safe, write_json
+from composer_freezeout.results.record import Record
 from composer_freezeout.run import record
-from composer_freezeout.run.record import Recorder, Stopwatch, environment, json_safe, write_json
+from composer_freezeout.run.record import Recorder, Stopwatch
 
+RESULTS = Path(__file__).parents[1] / 'benchmarks' / 'results'
 NO_LOGGER = cast(Logger, None)
 
 
@@ -252,41 +261,68 @@ def test_json_has_no_nan(tmp_path):
     assert json.loads((tmp_path / 'record.json').read_text())['b'] == [None, 1.5]
 
 
-def test_a_record_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / 'record.json'
     write_json(path, {'old': 1})
 
     def fail(*_):
-        raise OSError('disk full')
+        raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(record.os, 'replace', fail)
-    with pytest.raises(OSError, match='disk full'):
+    monkeypatch.setattr(files.os, 'replace', fail)
+    with pytest.raises(OSError, match="No space left on device: '.*record.json'"):
         write_json(path, {'new': 1})
     assert json.loads(path.read_text()) == {'old': 1}
     with pytest.raises(TypeError):
         write_json(path, {'object': object()})
-    assert json.loads(path.read_text()) == {'old': 1}
+    assert json.loads(path.read_text()) == {'old': 1} and list(tmp_path.iterdir()) == [path]
 
 
-def test_environment(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_environment():
     facts = environment()
-    assert facts['git'] is None
     assert facts['versions']['torch'] == torch.__version__.partition('+')[0]
     assert {'python', 'composer', 'torchvision', 'numpy', 'composer_freezeout'} <= set(facts['versions'])
     hardware = facts['hardware']
     assert hardware['cpu'] and hardware['memory_bytes'] > 0 and hardware['threads'] == torch.get_num_threads()
     assert (hardware['gpu'] is None) == (not torch.cuda.is_available())
 
+
+def test_the_commit_is_that_of_the_package_and_not_of_the_working_directory(tmp_path, monkeypatch):
     def git(*arguments: str) -> None:
         subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=b', *arguments], check=True, capture_output=True)
 
+    package = tmp_path / 'package'
+    package.mkdir()
+    (package / '__init__.py').touch()
+    assert checkout(package) is None
+    monkeypatch.chdir(tmp_path)
     git('init')
     git('commit', '--allow-empty', '-m', 'first')
-    committed = environment()['git']
-    assert len(committed['commit']) == 40 and committed['dirty'] is False
+    # As of a wheel in a virtual environment that lies in the user's own repository.
+    assert checkout(package) is None
+    monkeypatch.setattr(environments, '_PACKAGE', package)
+    assert environment()['git'] is None
+    git('add', '.')
+    git('commit', '-m', 'second')
+    monkeypatch.chdir('/')
+    committed = checkout(package)
+    assert committed is not None and len(committed['commit']) == 40 and committed['dirty'] is False
     (tmp_path / 'new').touch()
-    assert environment()['git'] == {**committed, 'dirty': True}
+    assert checkout(package) == {**committed, 'dirty': True}
+
+
+@pytest.mark.parametrize('path', sorted(RESULTS.glob('*/*/*/record.json'))[::13], ids=str)
+def test_committed_records_are_read_and_would_be_written_as_they_are(path):
+    text = path.read_text()
+    assert Record.model_validate_json(text).model_dump(exclude_unset=True) == json.loads(text)
+    assert list(Record.model_validate_json(text).model_dump(exclude_unset=True)) == list(json.loads(text))
+
+
+def test_differences_name_the_key_and_both_values():
+    one = {'lr': 0.1, 'algorithms': [{'name': 'ema'}], 'seed': 1}
+    other = {'lr': 0.1, 'algorithms': [], 'seed': 2}
+    assert differences(one, one) == {}
+    found = differences(one, other)
+    assert found['seed'] == (1, 2) and found['algorithms.0.name'] == ('ema', ABSENT)
 
 
 def test_max_points():

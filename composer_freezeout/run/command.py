@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
+from composer_freezeout.results.environment import environment
+from composer_freezeout.results.files import CONFIG, RECORD, json_safe, write_json
+from composer_freezeout.results.record import FORMAT, Record
 from composer_freezeout.run.config import ConfigError, Fault, RunConfig, describe, load
 
 if TYPE_CHECKING:
     from composer_freezeout.run.build import Run
 
-__all__ = ['CONFIG', 'RECORD', 'main']
-
-RECORD = 'record.json'
-CONFIG = 'config.yaml'
+__all__ = ['main']
 
 _EPILOG = """\
 examples:
@@ -128,8 +128,6 @@ def _now() -> str:
 
 
 def _fit(run: 'Run', config: RunConfig, origin: Mapping[str, Any]) -> None:
-    from composer_freezeout.run.record import FORMAT, environment, write_json
-
     folder, state, started = Path(config.output), run.trainer.state, _now()
     if _rank() == 0:
         _write_yaml(folder / CONFIG, run.config)
@@ -161,7 +159,8 @@ def _fit(run: 'Run', config: RunConfig, origin: Mapping[str, Any]) -> None:
         **results,
         **environment(),
     }
-    write_json(folder / RECORD, record)
+    # Validated as whoever reads it does, so that no run leaves what nothing can read.
+    write_json(folder / RECORD, Record.model_validate(json_safe(record)).model_dump())
 
 
 def _train(run: 'Run', config: RunConfig) -> None:

@@ -1,19 +1,12 @@
-"""What a run leaves behind: the measurements of a callback, the facts of its environment, one JSON file."""
+"""A callback that measures a run."""
 
-import json
-import math
-import os
 import platform
 import resource
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -21,11 +14,9 @@ from composer.utils import dist, map_collection
 from torch.optim import Optimizer
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
-from composer_freezeout.freezing.optimizer.groups import UNIT
+from composer_freezeout.freezing.optimizer.param_group import UNIT
 
-__all__ = ['FORMAT', 'Recorder', 'Stopwatch', 'environment', 'json_safe', 'write_json']
-
-FORMAT = 1
+__all__ = ['Recorder', 'Stopwatch']
 
 
 class Stopwatch:
@@ -402,85 +393,3 @@ def _peak_memory(state: State) -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if platform.system() == 'Darwin' else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Environment
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def environment() -> dict[str, Any]:
-    """Versions, hardware and code state of this process.
-
-    Returns:
-        dict[str, Any]: ``versions``, ``hardware`` and ``git`` (null outside of a repository).
-    """
-    packages = {'composer': 'mosaicml', 'composer_freezeout': 'composer-freezeout'}
-    packages |= {name: name for name in ('torch', 'torchvision', 'numpy')}
-    return {
-        'versions': {'python': platform.python_version()}
-        | {name: metadata.version(package) for name, package in packages.items()},
-        'hardware': {
-            'cpu': _cpu_model(),
-            'logical_cores': os.cpu_count(),
-            'usable_cores': len(psutil.Process().cpu_affinity() or []) if hasattr(os, 'sched_getaffinity') else None,
-            'threads': torch.get_num_threads(),
-            'memory_bytes': psutil.virtual_memory().total,
-            'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        'git': _git(),
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _git() -> dict[str, Any] | None:
-    def output(*arguments: str) -> str:
-        return subprocess.run(['git', *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {'commit': output('rev-parse', 'HEAD'), 'dirty': bool(output('status', '--porcelain'))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# JSON
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def json_safe(value: Any) -> Any:
-    """Replaces what JSON cannot hold: NaN and infinities by null, tuples by lists.
-
-    Args:
-        value (Any): Mappings, sequences and scalars.
-
-    Returns:
-        Any: A copy.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): json_safe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_safe(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file that is there as a whole or not at all.
-
-    Args:
-        path (Path): The file; its folder exists.
-        content (Mapping[str, Any]): What it is to hold.
-    """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    temporary.write_text(json.dumps(json_safe(content), indent=1, allow_nan=False) + '\n', encoding='utf-8')
-    os.replace(temporary, path)

@@ -1,0 +1,67 @@
+"""The files that commands leave behind: their names, and JSON that is there as a whole or not at all."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ['CONFIG', 'MANIFEST', 'RECORD', 'json_safe', 'write_json', 'write_text']
+
+# Of a run: what it measured, and its configuration with every default filled in.
+RECORD, CONFIG = 'record.json', 'config.yaml'
+# Of a comparison: what was run.
+MANIFEST = 'comparison.json'
+
+
+def json_safe(value: Any) -> Any:
+    """Replaces what JSON cannot hold: NaN and infinities by null, tuples by lists.
+
+    Args:
+        value (Any): Mappings, sequences and scalars.
+
+    Returns:
+        Any: A copy.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file in one step: whoever reads it finds the old or the new one.
+
+    Args:
+        path (Path): The file; its folder exists.
+        content (Mapping[str, Any]): What it is to hold; NaN and infinities become null.
+
+    Raises:
+        OSError: If it cannot be written; names the file.
+    """
+    write_text(path, json.dumps(json_safe(content), indent=1, allow_nan=False) + '\n')
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one step, in UTF-8.
+
+    Args:
+        path (Path): The file; its folder exists.
+        text (str): What it is to hold.
+
+    Raises:
+        OSError: If it cannot be written; names the file, and leaves the old one.
+    """
+    # By process: two that write the same file do not write into each other's.
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        temporary.write_text(text, encoding='utf-8')
+        os.replace(temporary, path)
+    except OSError as error:
+        # Of a full disk the error names no file.
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
