@@ -19,10 +19,13 @@ from composer_freezeout import FreezeOut, cli
 from composer_freezeout.costs.saving import predicted_saving
 from composer_freezeout.method.allocation import measured_unit_costs
 from composer_freezeout.method.schedule import freeze_times
-from composer_freezeout.plan.command import print_plan
-from composer_freezeout.plan.make import Plan, make_plan
+from composer_freezeout.plan.make import make_plan
+from composer_freezeout.plan.plan import Plan
+from composer_freezeout.plan.terminal import print_plan
 from composer_freezeout.run.command import main as run
-from composer_freezeout.run.config import ConfigError, apply_overrides, load, parse, read_yaml
+from composer_freezeout.run.config import load, parse
+from composer_freezeout.run.faults import ConfigError
+from composer_freezeout.run.yaml_files import apply_overrides, read_yaml
 
 ROOT = Path(__file__).parent.parent
 CIFAR, IMAGENET = (str(ROOT / 'yamls' / name) for name in ('resnet56_cifar10', 'resnet50_imagenet'))
@@ -304,7 +307,7 @@ def test_the_command_leaves_a_plan_and_plots(yaml, tmp_path, capsys):
     t_0 = next(p['t_0'] for p in found['predictions'] if p['model'] == 'flops')
     assert f'algorithms.0.t_0={t_0:.3f}' in out
     assert found['duration'] == '50ep' and found['measured'] is None and len(found['units']) == 8
-    assert 'compare.py' in out
+    assert 'composer-freezeout compare' in out
     names = ['frozen.png', 'plan.json', 'schedules.png']
     assert sorted(path.name for path in folders[0].iterdir()) == names
     # Nothing in it depends on when or where it was made.

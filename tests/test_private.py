@@ -129,8 +129,10 @@ PRIVATE: dict[str, list[str]] = {
         'torch.utils._python_dispatch',
         'torch.utils._pytree',
     ],
-    'step_time/variants.py': [
+    'step_time/in_composer.py': [
         'composer.algorithms.layer_freezing.layer_freezing._get_layers',
+    ],
+    'step_time/inference_graph.py': [
         'torch.nn.modules.batchnorm._BatchNorm',
     ],
     'step_time/workload.py': [

@@ -5,7 +5,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.costs.seconds import StepProfile, StepSeconds, counts_to_measure, profile_loading, profile_steps
+from composer_freezeout.costs.bench import StepSeconds
+from composer_freezeout.costs.loading import profile_loading
+from composer_freezeout.costs.seconds import StepProfile, counts_to_measure, profile_steps
 from composer_freezeout.run.predicted import partition_for
 
 from .networks import ResidualNet

@@ -20,8 +20,11 @@ from composer.core import Event
 
 from composer_freezeout.freezing.execution.compilation import DEFAULT_STAGES
 from composer_freezeout.method.schedule import freeze_times
+from composer_freezeout.step_time import bars as step_bars
 from composer_freezeout.step_time import command as step_time
 from composer_freezeout.step_time import counts as step_counts
+from composer_freezeout.step_time import in_composer, inference_graph, prepare
+from composer_freezeout.step_time import measure as step_measure
 from composer_freezeout.step_time import report as step_report
 from composer_freezeout.step_time import result as step_result
 from composer_freezeout.step_time import variants as step_variants
@@ -158,7 +161,7 @@ def test_memory_is_counted_as_long_as_something_holds_it():
 def test_freezing_saves_as_much_memory_as_in_the_loop():
     made = workload(image_size=32)
 
-    def saved(name: step_variants.VariantName) -> int:
+    def saved(name: in_composer.VariantName) -> int:
         make = [partial(step_variants.make_variant, name=name, units_frozen=frozen) for frozen in (0, 4)]
         first, second = (step_counts.count_memory(of_it, made)['peak_memory_bytes'] for of_it in make)
         return first - second
@@ -196,7 +199,7 @@ def test_frozen_units_run_the_operators_of_the_inference_graph(measured):
 def test_frozen_attention_runs_the_operators_of_the_inference_graph():
     made = workload('vit_small', image_size=16)
 
-    def operators(name: step_variants.VariantName, frozen: int) -> int:
+    def operators(name: in_composer.VariantName, frozen: int) -> int:
         make = partial(step_variants.make_variant, name=name, units_frozen=frozen)
         return step_counts.count_step(make, made)['operators']
 
@@ -221,7 +224,7 @@ def test_layer_freezing_freezes_as_many_parameters_as_come_next(measured):
 def test_freezeout_is_held_at_a_number_of_units(units_frozen):
     """From the second visit on the frozen units are out of the optimizer, too, and their statistics stand still."""
     task = workload()
-    variant = step_variants.InComposer(task, 'freezeout', units_frozen)
+    variant = in_composer.InComposer(task, 'freezeout', units_frozen)
     loop = step_variants.make_variant(task, 'loop', units_frozen)
     assert losses(variant) == pytest.approx(losses(loop), abs=1e-3)
     frozen = [name for unit in task.units[:units_frozen] for name in unit.parameters]
@@ -235,7 +238,7 @@ def test_freezeout_is_held_at_a_number_of_units(units_frozen):
 
 
 def test_the_events_of_a_step_alone():
-    variant = step_variants.InComposer(workload(), 'freezeout', 3)
+    variant = in_composer.InComposer(workload(), 'freezeout', 3)
     variant.visit(step_workload.Probe())
     told = variant._relay.events
     assert [told.count(event) for event in (Event.BATCH_START, Event.BEFORE_FORWARD, Event.BATCH_END)] == [1, 1, 1]
@@ -247,7 +250,7 @@ def test_the_events_of_a_step_alone():
 
 def test_learning_rates_of_units_differ_as_in_training():
     """With equal ones, units could be stepped together that are not in training."""
-    variant = step_variants.InComposer(workload(), 'freezeout', 0)
+    variant = in_composer.InComposer(workload(), 'freezeout', 0)
     variant.visit(step_workload.Probe())
     groups = variant._trainer.state.optimizers[0].param_groups
     assert len({group['lr'] for group in groups}) == len(freeze_times(8))
@@ -284,7 +287,7 @@ def test_the_inference_graph_computes_the_same(network, trained, folded, unfolde
                 parameter.requires_grad_(False)
     for parameter in network.parameters(recurse=False):
         parameter.requires_grad_(False)
-    divided, *counted = step_variants.inference_prefix(network)
+    divided, *counted = inference_graph.inference_prefix(network)
     assert counted == [folded, unfolded]
     reference = network(images)
     torch.testing.assert_close(divided(images), reference, rtol=1e-4, atol=1e-5)
@@ -302,9 +305,9 @@ def test_compiled_variants_do_not_share_code():
     torch.compiler.reset()
     graphs = []
     for name in ('loop', 'bound'):
-        before = step_time.compiled_graphs()
+        before = step_counts.compiled_graphs()
         losses(step_variants.make_variant(task, name, 0), visits=1)
-        graphs.append(step_time.compiled_graphs() - before)
+        graphs.append(step_counts.compiled_graphs() - before)
     torch.compiler.reset()
     assert graphs == [1, 1]
 
@@ -345,7 +348,7 @@ def test_large_tensors_are_made_of_memory_that_is_there(measured):
     import resource
 
     assert measured.record['memory_kept']
-    assert step_time.keep_memory()
+    assert step_measure.keep_memory()
     faults = []
     for _ in range(24):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -355,7 +358,7 @@ def test_large_tensors_are_made_of_memory_that_is_there(measured):
 
 
 def test_bars_on_steps_that_are_known():
-    before, calls, share, python, alone, bound, without, counted, memory, memory_without = step_result.bars(result())
+    before, calls, share, python, alone, bound, without, counted, memory, memory_without = step_bars.bars(result())
     assert (before.value, calls.value, share.value) == pytest.approx((1.0, 1.0, 1.0))
     assert (python.value, alone.value) == pytest.approx((50.0, 20.0))
     assert (memory.value, memory_without.value) == pytest.approx((1.0, 1.0))
@@ -369,7 +372,7 @@ def test_memory_without_what_composer_adds():
     found = result()
     for variant, frozen in (('composer', 0), ('freezeout', 1)):
         found.rows[variant, frozen]['counts']['peak_memory_bytes'] += 5
-    memory, without = step_result.bars(found)[-2:]
+    memory, without = step_bars.bars(found)[-2:]
     assert (memory.value, without.value) == pytest.approx((104 / 99, 1.0))
     assert (memory.met, without.met) == (False, True)
 
@@ -377,7 +380,7 @@ def test_memory_without_what_composer_adds():
 def test_compiled_units_that_wait_for_their_stage_save_less():
     eager = float(result().saving('freezeout')[0])
     found = result(compile_backend='inductor', eager_saving=eager)
-    each, staged = step_result.bars(found)[-2:]
+    each, staged = step_bars.bars(found)[-2:]
     assert each.value == pytest.approx(1)
     assert staged.value == pytest.approx(found.saving('freezeout', DEFAULT_STAGES)[0] / eager)
     second = freeze_times(3)[1]
@@ -390,7 +393,7 @@ def test_records_side_by_side(measured, capsys):
     heading, rule, *rows = capsys.readouterr().out.splitlines()
     assert heading == '| | bar | resnet8, 4 × 8² | resnet8, 4 × 8² |'
     assert rule.count('---') == 4
-    bars = step_result.bars(step_result.load_result(measured.out))
+    bars = step_bars.bars(step_result.load_result(measured.out))
     assert [row.split(' | ')[0] for row in rows] == [f'| {bar.name}' for bar in bars]
     assert rows[2].endswith('| ≥ 95.0% | not measured | not measured |')
     assert '≤ 1.50× | 1.00× | 1.00× |' in rows[1]
@@ -416,25 +419,25 @@ def test_a_run_is_weighted_as_the_schedule_passes_through_it():
     assert result().mean_step('loop')[0] == pytest.approx(mean)
     assert result().saving('loop')[0] == pytest.approx(1 - mean / 0.3)
     # What FreezeOut costs in each step is lost of what it saves.
-    share = step_result.bars(result(slower=0.01))[2]
+    share = step_bars.bars(result(slower=0.01))[2]
     assert share.value == pytest.approx((0.3 - mean - 0.01) / (0.3 - mean))
 
 
 def test_two_processes_are_compared_with_one():
     one = float(result().saving('freezeout')[0])
-    kept, reduced = step_result.bars(result(processes=2, one_saving=one))[-2:]
+    kept, reduced = step_bars.bars(result(processes=2, one_saving=one))[-2:]
     assert kept.name == "share of one process's relative saving that is kept, 2 processes"
     assert (kept.value, kept.met, reduced.value, reduced.met) == (pytest.approx(1), True, 1, True)
     # What is added to every step, as by exchanging gradients, makes the relative saving smaller.
     slower = result(processes=2, one_saving=one, slower=0.1)
-    kept = step_result.bars(slower)[-2]
+    kept = step_bars.bars(slower)[-2]
     assert (kept.value, kept.met) == (pytest.approx(slower.saving('freezeout')[0] / one), False)
 
 
 def test_more_bytes_than_in_the_loop_miss_the_bar():
     found = result(processes=2, one_saving=None)
     found.rows['freezeout', 1]['counts']['bytes_allreduced'] = 1000
-    reduced = step_result.bars(found)[-1]
+    reduced = step_bars.bars(found)[-1]
     assert (reduced.value, reduced.met) == (pytest.approx(10 / 9), False)
 
 
@@ -442,7 +445,7 @@ def test_more_bytes_than_in_the_loop_miss_the_bar():
     ('saving', 'note'), [(None, 'needs --one'), (-0.1, 'nothing was saved in the record of --one')]
 )
 def test_without_a_saving_of_one_process_there_is_no_share(saving, note):
-    kept = step_result.bars(result(processes=2, one_saving=saving))[-2]
+    kept = step_bars.bars(result(processes=2, one_saving=saving))[-2]
     assert (kept.value, kept.note) == (None, note)
 
 
@@ -459,8 +462,8 @@ def test_a_slow_round_is_no_spread_of_a_ratio():
             ],
         }
     )
-    assert step_result.bars(slow)[0].interval is None
-    assert step_result.interval(slow.step('loop')) != step_result.interval(steady.step('loop'))
+    assert step_bars.bars(slow)[0].interval is None
+    assert step_bars.interval(slow.step('loop')) != step_bars.interval(steady.step('loop'))
 
 
 def test_a_slow_restart_of_one_variant_is_spread():
@@ -470,12 +473,12 @@ def test_a_slow_restart_of_one_variant_is_spread():
         if row['variant'] == 'composer':
             row['seconds'] = row['seconds'] * np.array([1.0, 1.1]).reshape(2, 1, 1)
         row['seconds'] = row['seconds'].tolist()
-    before = step_result.bars(step_result.Result({**found.record, 'rows': rows}))[0]
+    before = step_bars.bars(step_result.Result({**found.record, 'rows': rows}))[0]
     assert before.interval == pytest.approx((1 / 1.1, 1.0))
 
 
 def test_what_was_not_measured_has_no_value(measured):
-    bars = step_result.bars(step_result.load_result(measured.out))
+    bars = step_bars.bars(step_result.load_result(measured.out))
     assert [bar.value is None for bar in bars] == [False, False, True, False, False, True, True, True, False, False]
     assert bars[2].note == 'needs 0 and 7 among --stages'
     assert bars[2].met is None
@@ -567,7 +570,7 @@ def test_a_folder_without_a_record(content, tmp_path, capsys):
     ],
 )
 def test_stages(text, num_units, stages):
-    assert step_time.chosen_stages(text, num_units) == stages
+    assert prepare.chosen_stages(text, num_units) == stages
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -628,7 +631,7 @@ def test_a_record_of_before_there_were_several_processes(other_run):
     del record['settings']['processes'], record['one_saving']
     found = step_result.Result(record)
     assert found.processes == 1
-    assert len(step_result.bars(found)) == 10
+    assert len(step_bars.bars(found)) == 10
 
 
 def test_more_processes_than_were_asked_for(tmp_path, monkeypatch, capsys):

@@ -1,51 +1,25 @@
 """Measures on the real device what a training step takes with ``k`` frozen units, and what it waits for."""
 
-import copy
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from typing import Any
 
 import torch
-from composer.core import Precision, get_precision_context
 from composer.models import ComposerModel
 from composer.utils import map_collection
-from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
+from composer_freezeout.costs.bench import StepSeconds, _Bench, _size
 from composer_freezeout.freezing.observing.units import Unit
-from composer_freezeout.freezing.prefix.prefix import BatchNormMode, UnitFreezer
+from composer_freezeout.freezing.prefix.prefix import BatchNormMode
 
-__all__ = ['Loading', 'StepProfile', 'StepSeconds', 'counts_to_measure', 'profile_loading', 'profile_steps']
+__all__ = ['StepProfile', 'counts_to_measure', 'profile_steps']
 
 # Up to so many units each number of frozen ones is measured, above that so many evenly spread ones.
 _ALL_OF, _SPREAD = 12, 10
-_SMALLEST_BATCH = 2  # of which BatchNorm still has statistics
-
-
-@dataclass(frozen=True)
-class StepSeconds:
-    """What one training step takes.
-
-    Attributes:
-        forward (float): Seconds of the forward pass and the loss.
-        backward (float): Seconds of the backward pass.
-        optimizer (float): Seconds of the optimizer's step.
-    """
-
-    forward: float
-    backward: float
-    optimizer: float
-
-    @property
-    def total(self) -> float:
-        """Seconds of the whole step."""
-        return self.forward + self.backward + self.optimizer
 
 
 @dataclass(frozen=True)
@@ -83,21 +57,6 @@ class StepProfile:
             count: StepSeconds(factor * step.forward, factor * step.backward, step.optimizer)
             for count, step in self.steps.items()
         }
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How fast batches can be loaded.
-
-    Attributes:
-        seconds (float): Mean seconds from one batch to the next while nothing else is done, in ``[0, ∞)``.
-        batches (int): Batches that this is the mean of.
-        overlapped (bool): Whether worker processes load during the steps.
-    """
-
-    seconds: float
-    batches: int
-    overlapped: bool
 
 
 def counts_to_measure(num_units: int) -> list[int]:
@@ -186,156 +145,9 @@ def profile_steps(
     )
 
 
-def profile_loading(loader: Iterable[Any], batches: int = 20, budget_seconds: float = 5.0) -> Loading:
-    """Times how fast a loader brings batches while nobody else needs the machine.
-
-    Args:
-        loader (Iterable[Any]): The loader of the training; a ``DataLoader`` says whether it has workers.
-        batches (int): How many to time, in ``[1, ∞)``; fewer where the epoch is shorter. Default: 20.
-        budget_seconds (float): After how long no further batch is begun. Default: 5.
-
-    Returns:
-        Loading: The mean. The first batch, for which workers have to start, doesn't count if there is a second.
-
-    Raises:
-        ValueError: If the loader has no batches.
-    """
-    iterator = iter(loader)
-    started = time.perf_counter()
-    if next(iterator, None) is None:
-        raise ValueError('the loader has no batches; give it at least one')
-    first = time.perf_counter()
-    loaded, last = 0, first
-    for _ in islice(iterator, batches):
-        loaded, last = loaded + 1, time.perf_counter()
-        if last - started > budget_seconds:
-            break
-    workers = loader.num_workers if isinstance(loader, DataLoader) else 0
-    seconds = (last - first) / loaded if loaded else first - started
-    return Loading(seconds, max(1, loaded), workers > 0)
-
-
-class _Bench:
-    """A copy of the model that trains without moving."""
-
-    def __init__(
-        self,
-        model: ComposerModel,
-        units: Sequence[Unit],
-        make_optimizer: Callable[[Any], Optimizer],
-        device: torch.device,
-        precision: str,
-        batchnorm: BatchNormMode,
-    ) -> None:
-        self.device = device
-        self.precision = Precision(precision)
-        self.model = copy.deepcopy(model).to(device).train()
-        self.modules = [_modules_of(self.model, unit) for unit in units]
-        self.freezer = UnitFreezer(self.model, units, batchnorm)
-        groups = [{'params': [self.model.get_parameter(name) for name in unit.parameters]} for unit in units]
-        self.optimizer = make_optimizer(groups)
-        for group in self.optimizer.param_groups:
-            group['lr'] = 0.0
-
-    def step(self, batch: Any, units_frozen: int = 0) -> StepSeconds:
-        self.freezer.set_frozen(units_frozen)
-        self.freezer.hold_modes()
-        times = [self._now()]
-        with get_precision_context(self.precision):
-            loss: Any = self.model.loss(self.model(batch), batch)
-        times.append(self._now())
-        loss.backward()
-        times.append(self._now())
-        self.optimizer.step()
-        times.append(self._now())
-        # As in training, at no cost: gradients are released, not filled with zeros.
-        self.optimizer.zero_grad(set_to_none=True)
-        return StepSeconds(*(after - before for before, after in pairwise(times)))
-
-    def largest_part(self, batch: Any, seconds: float) -> Any:
-        """The first samples of a batch, as many as a step can handle within some seconds and the device's memory."""
-        size = min(_SMALLEST_BATCH, _size(batch))
-        self.step(_first(batch, size))  # whatever happens only once
-        while size < _size(batch):
-            larger = min(2 * size, _size(batch))
-            taken = self.step(_first(batch, size)).total
-            if taken * larger / size > seconds:
-                break
-            try:
-                self.step(_first(batch, larger))
-            except torch.OutOfMemoryError:
-                self.optimizer.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                break
-            size = larger
-        return _first(batch, size)
-
-    def unit_forward(self, batch: Any, repeats: int) -> tuple[float, ...]:
-        """Median seconds of each unit's modules in a forward pass."""
-        self.freezer.set_frozen(0)
-        rounds = []
-        for _ in range(repeats):
-            with self._timed_modules() as seconds, get_precision_context(self.precision):
-                self.model(batch)
-            rounds.append(list(seconds))
-        return tuple(statistics.median(times) for times in zip(*rounds, strict=True))
-
-    @contextmanager
-    def _timed_modules(self) -> Iterator[list[float]]:
-        seconds = [0.0] * len(self.modules)
-        handles = []
-
-        def time_module(module: nn.Module, unit: int) -> None:
-            entered: list[float] = []
-            handles.append(module.register_forward_pre_hook(lambda *_: entered.append(self._now())))
-
-            def leave(*_: object) -> None:
-                seconds[unit] += self._now() - entered.pop()
-
-            handles.append(module.register_forward_hook(leave))
-
-        for index, modules in enumerate(self.modules):
-            for module in modules:
-                time_module(module, index)
-        try:
-            yield seconds
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _now(self) -> float:
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-def _modules_of(model: nn.Module, unit: Unit) -> list[nn.Module]:
-    """The outermost modules all of whose parameters belong to a unit."""
-    own, chosen = set(unit.parameters), {}
-    for name, module in model.named_modules():
-        held = {f'{name}.{local}' if name else local for local, _ in module.named_parameters()}
-        within = any(name.startswith(f'{other}.') for other in chosen)
-        if not within and ((held and held <= own) or name in unit.norms):
-            chosen[name] = module
-    return list(chosen.values())
-
-
 def _median(steps: Sequence[StepSeconds]) -> StepSeconds:
     return StepSeconds(
         forward=statistics.median(step.forward for step in steps),
         backward=statistics.median(step.backward for step in steps),
         optimizer=statistics.median(step.optimizer for step in steps),
     )
-
-
-def _size(batch: Any) -> int:
-    sizes: list[int] = []
-    map_collection(batch, lambda tensor: sizes.append(len(tensor)))
-    return sizes[0]
-
-
-def _first(batch: Any, samples: int) -> Any:
-    def part(tensor: Tensor) -> Tensor:
-        return tensor[:samples]
-
-    return map_collection(batch, part)

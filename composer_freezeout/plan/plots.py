@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from composer_freezeout.method.schedule import freeze_times, lr_factor
 
 if TYPE_CHECKING:
-    from composer_freezeout.plan.make import Plan
+    from composer_freezeout.plan.plan import Plan
 
 __all__ = ['plot_frozen', 'plot_schedules']
 

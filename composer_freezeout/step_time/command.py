@@ -23,337 +23,30 @@ Beside times there are counts, which are the same on every machine. FOLDER/step_
 """
 
 import argparse
-import ctypes
-import gc
 import math
-import random
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from composer.utils import dist
 from rich.console import Console
 
-from composer_freezeout.costs.seconds import counts_to_measure
-from composer_freezeout.run.config import ConfigError
+from composer_freezeout.results.environment import environment
+from composer_freezeout.results.files import write_json
+from composer_freezeout.run.faults import ConfigError
 from composer_freezeout.run.processes import Stopped, execute, stoppable
-from composer_freezeout.run.record import environment, json_safe, write_json
-from composer_freezeout.step_time.counts import (
-    Clock,
-    compiled_graphs,
-    count_memory,
-    count_step,
-    count_traffic,
-    measure_on_gpu,
-)
+from composer_freezeout.step_time.bars import bars
+from composer_freezeout.step_time.measure import TIMED, keep_memory, measure
+from composer_freezeout.step_time.prepare import Refused, Task, prepare
 from composer_freezeout.step_time.report import side_by_side, write_report
-from composer_freezeout.step_time.result import RECORD, Result, bars, load_result
-from composer_freezeout.step_time.variants import VARIANTS, InComposer, InLoop, VariantName, make_variant
-from composer_freezeout.step_time.workload import OPTIMIZERS, TRANSFORMER, Variant, Workload, make_workload
+from composer_freezeout.step_time.result import RECORD, load_result
+from composer_freezeout.step_time.workload import OPTIMIZERS, TRANSFORMER
 
 FORMAT = 1
 # What a launcher starts in each of several processes.
 MODULE = 'composer_freezeout.step_time'
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-# Steps of a turn: those thrown away, and those timed.
-UNTIMED, TIMED = 1, 2
-# Each variant may freeze, compile, and make the optimizer's state; the second round compiles what a freeze made void.
-WARM_UP_ROUNDS = 2
-
-
-class Refused(Exception):
-    """What was asked for cannot be done; its text says why."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be measured.
-
-    Attributes:
-        workload (Workload): What is trained.
-        frozen (list[int]): Numbers of frozen units, ascending, each in ``[0, n)``.
-        settings (dict[str, Any]): What the record says of them.
-        eager_saving (float, optional): What FreezeOut saves over a run in the record of ``--eager``; None without one.
-        one_saving (float, optional): The same of ``--one``.
-    """
-
-    workload: Workload
-    frozen: list[int]
-    settings: dict[str, Any]
-    eager_saving: float | None
-    one_saving: float | None
-
-
-@dataclass
-class Turns:
-    """The steps of one variant with some units frozen.
-
-    Attributes:
-        name (VariantName): The variant.
-        units_frozen (int): In ``[0, n)``.
-        row (dict[str, Any]): What the record says of it.
-        variant (Variant, optional): As long as there is one.
-    """
-
-    name: VariantName
-    units_frozen: int
-    row: dict[str, Any]
-    variant: Variant | None = None
-
-    def begin(self, workload: Workload) -> None:
-        """Makes the variant."""
-        self.variant = make_variant(workload, self.name, self.units_frozen)
-        self.row['seconds'].append([])
-
-    def visit(self, device: torch.device) -> list[float]:
-        """Takes a turn.
-
-        Returns:
-            list[float]: Seconds of the timed steps.
-        """
-        assert self.variant is not None
-        clock = Clock(device)
-        if dist.get_world_size() > 1:
-            # The first to come would wait for the others within its step.
-            dist.barrier()
-        self.variant.visit(clock)
-        return clock.seconds[UNTIMED:]
-
-    def end(self) -> None:
-        """Notes what the variant says of itself, and ends it."""
-        if isinstance(self.variant, InLoop):
-            self.row |= {'norms_folded': self.variant.norms_folded, 'norms_unfolded': self.variant.norms_unfolded}
-        if isinstance(self.variant, InComposer):
-            self.row |= {'layers_frozen': self.variant.layers_frozen}
-            if self.name == 'freezeout':
-                steps = self.variant.algorithm_seconds[WARM_UP_ROUNDS * (UNTIMED + TIMED) :]
-                timed = [s for index, s in enumerate(steps) if index % (UNTIMED + TIMED) >= UNTIMED]
-                self.row.setdefault('algorithm_seconds', []).extend(timed)
-                self.row.setdefault('algorithm_seconds_alone', []).extend(self.variant.algorithm_alone())
-        assert self.variant is not None
-        self.variant.close()
-        self.variant = None
-
-
-def measure(
-    workload: Workload, frozen: Sequence[int], restarts: int, rounds: int, seed: int, console: Console
-) -> dict[str, Any]:
-    """Counts and times all variants.
-
-    Args:
-        workload (Workload): What is trained.
-        frozen (Sequence[int]): Numbers of frozen units, each in ``[0, n)``.
-        restarts (int): How often each variant is made, in ``[1, ∞)``.
-        rounds (int): How many turns each has every time, in ``[1, ∞)``.
-        seed (int): Of the order.
-        console (Console): Where progress is told.
-
-    Returns:
-        dict[str, Any]: ``rows`` and ``graphs_while_timed`` of the record.
-    """
-    keys: list[tuple[VariantName, int]] = [
-        (name, k) for name in VARIANTS for k in ([0] if name == 'composer' else frozen)
-    ]
-    console.print(f'Counting in {len(keys)} variants of a step.', highlight=False)
-    turns = []
-    for name, k in keys:
-        make = partial(make_variant, name=name, units_frozen=k)
-        counts = count_step(make, workload)
-        counts |= (measure_on_gpu if workload.device.type == 'cuda' else count_memory)(make, workload)
-        if dist.get_world_size() > 1:
-            counts |= count_traffic(make, workload)
-        turns.append(Turns(name, k, {'variant': name, 'units_frozen': k, 'counts': counts, 'seconds': []}))
-    graphs, shuffler = 0, random.Random(seed)
-    for restart in range(restarts):
-        console.print(f'Warming up, {restart + 1} of {restarts}.', highlight=False)
-        # Where a variant lies in memory makes some of its speed.
-        for turn in shuffler.sample(turns, len(turns)):
-            turn.begin(workload)
-        _warm_up(turns, workload)
-        before = compiled_graphs()
-        for number in range(rounds):
-            console.print(f'Round {number + 1} of {rounds}.', highlight=False)
-            # Collecting garbage takes long where there are so many objects, and would hit steps at random.
-            gc.collect()
-            gc.disable()
-            try:
-                for turn in shuffler.sample(turns, len(turns)):
-                    turn.row['seconds'][-1].append(turn.visit(workload.device))
-            finally:
-                gc.enable()
-        graphs += compiled_graphs() - before
-        for turn in turns:
-            turn.end()
-    return {'rows': [turn.row for turn in turns], 'graphs_while_timed': graphs}
-
-
-def _warm_up(turns: Sequence[Turns], workload: Workload) -> None:
-    for _ in range(WARM_UP_ROUNDS):
-        # FreezeOut does so for the whole process when units freeze, which they all have done before the last round.
-        torch.compiler.reset()
-        for turn in turns:
-            before = compiled_graphs()
-            turn.visit(workload.device)
-            if workload.compile_backend is not None:
-                turn.row['counts']['graphs'] = compiled_graphs() - before
-
-
-def keep_memory() -> bool:
-    """Has the C library keep the memory of freed tensors, instead of returning it to the system and asking for it anew.
-
-    When it does so depends on what happens to lie behind them: variants that do the same would differ by a tenth.
-
-    Returns:
-        bool: Whether it can be told so; only GNU's can.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def chosen_stages(text: str | None, num_units: int) -> list[int]:
-    """Numbers of frozen units to measure.
-
-    Args:
-        text (str, optional): Numbers with commas between them, or how many, evenly spread; None for the default.
-        num_units (int): Number of units ``n``, in ``[1, ∞)``.
-
-    Returns:
-        list[int]: Ascending, in ``[0, n)``.
-
-    Raises:
-        Refused: If it is neither, or a number is out of range.
-    """
-    if text is None:
-        return counts_to_measure(num_units)
-    parts = text.split(',')
-    if not all(part.strip().isdecimal() for part in parts):
-        raise Refused(f'--stages: must be numbers with commas between them, such as 0,10,55, or a count, got {text!r}')
-    numbers = sorted({int(part) for part in parts})
-    if len(parts) > 1:
-        if numbers[-1] >= num_units:
-            raise Refused(f'--stages: {numbers[-1]} of {num_units} units cannot be frozen; at most {num_units - 1} can')
-        return numbers
-    if numbers[0] < 2:
-        raise Refused(f'--stages: a count must be at least 2, got {numbers[0]}; numbers have commas, such as 0,1')
-    points = min(numbers[0], num_units)
-    return sorted({round((num_units - 1) * point / max(1, points - 1)) for point in range(points)})
-
-
-def _device(name: str) -> torch.device:
-    if name == 'gpu' and not torch.cuda.is_available():
-        raise Refused('--device: there is no GPU here; use cpu')
-    return torch.device('cuda' if name == 'gpu' or (name == 'auto' and torch.cuda.is_available()) else 'cpu')
-
-
-def _prepare_folder(out: Path, overwrite: bool) -> None:
-    if (out / RECORD).exists() and not overwrite:
-        raise Refused(f'--out: {out / RECORD} is there already; choose another folder, or use --overwrite')
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f'--out: {out} cannot be made: {error.strerror}') from None
-
-
-def _check_processes(processes: int, device: torch.device) -> None:
-    started = dist.get_world_size()
-    if started not in (1, processes):
-        raise Refused(f'--processes: must be {started} in {started} processes that a launcher started, got {processes}')
-    if device.type == 'cuda' and processes > torch.cuda.device_count():
-        raise Refused(f'--processes: must be at most {torch.cuda.device_count()}, the number of GPUs, got {processes}')
-
-
-def _comparable(option: str, folder: Path, settings: Mapping[str, Any], **other_settings: Any) -> Result:
-    """The record of another run, which may have no other settings than those, and has to tell what a run saves."""
-    other = load_result(folder)
-    if not other.ends:
-        raise Refused(f'{option}: {folder} was not measured with 0 and {other.units - 1} units frozen')
-    threads = other.record['environment']['hardware']['threads']
-    found = {**other.record['settings'], 'processes': other.processes, 'threads': threads}
-    for name, expected in {**settings, 'threads': torch.get_num_threads(), **other_settings}.items():
-        if found.get(name) != expected:
-            only = ', '.join(other_settings)
-            raise Refused(
-                f'{option}: {folder} was measured with {name} {found.get(name)!r}, not {expected!r}; '
-                f'choose a record that differs in {only} only'
-            )
-    return other
-
-
-def prepare(arguments: argparse.Namespace) -> Task:
-    """Checks the command line, makes what is measured, and the folder of the record.
-
-    Args:
-        arguments (argparse.Namespace): The command line.
-
-    Returns:
-        Task: What is to be measured.
-
-    Raises:
-        Refused: If an argument is at fault.
-        ConfigError: If there is no such model.
-        ValueError: If the model can't handle the images, or the record of ``--eager`` or ``--one`` can't be read.
-    """
-    device = _device(arguments.device)
-    _check_processes(arguments.processes, device)
-    if device.type == 'cpu' and arguments.precision != 'fp32':
-        raise Refused(f'--precision: Composer has no {arguments.precision} on a CPU; use fp32')
-    if arguments.eager is not None and arguments.compile is None:
-        raise Refused('--eager: only a compiled run is compared with an eager one; add --compile')
-    if arguments.one is not None and arguments.processes == 1:
-        raise Refused('--one: only a run of several processes is compared with one of one process; add --processes')
-    settings = {
-        'model': arguments.model,
-        'batch_size': arguments.batch_size,
-        'image_size': arguments.image_size,
-        'num_classes': arguments.num_classes,
-        'device': 'gpu' if device.type == 'cuda' else 'cpu',
-        'processes': arguments.processes,
-        'precision': arguments.precision,
-        'channels_last': arguments.channels_last,
-        'compile': arguments.compile,
-        'optimizer': arguments.optimizer,
-        'seed': arguments.seed,
-    }
-    eager = one = None
-    if arguments.eager is not None:
-        eager = _comparable('--eager', arguments.eager, settings, compile=None)
-    if arguments.one is not None:
-        one = _comparable('--one', arguments.one, settings, processes=1)
-    if dist.get_world_size() > 1:
-        # Before anything is on a GPU: each process has its own.
-        dist.initialize_dist(settings['device'])
-    elif arguments.processes > 1:
-        # The process that starts the others leaves the GPUs to them.
-        device = torch.device('cpu')
-    workload = make_workload(
-        arguments.model,
-        batch_size=arguments.batch_size,
-        image_size=arguments.image_size,
-        num_classes=arguments.num_classes,
-        device=device,
-        precision=arguments.precision,
-        channels_last=arguments.channels_last,
-        compile_backend=arguments.compile,
-        optimizer=arguments.optimizer,
-        steps=UNTIMED + TIMED,
-        seed=arguments.seed,
-    )
-    frozen = chosen_stages(arguments.stages, len(workload.units))
-    if one is not None and one.measured != frozen:
-        stages = ','.join(map(str, one.measured))
-        raise Refused(f'--one: {arguments.one} was measured at other numbers of frozen units; use --stages {stages}')
-    _prepare_folder(arguments.out, arguments.overwrite)
-    savings = [None if other is None else float(other.saving('freezeout')[0]) for other in (eager, one)]
-    return Task(workload, frozen, settings, *savings)
 
 
 def run(task: Task, arguments: argparse.Namespace, command: str, console: Console) -> None:
@@ -388,7 +81,7 @@ def run(task: Task, arguments: argparse.Namespace, command: str, console: Consol
         **measure(workload, task.frozen, arguments.restarts, rounds, arguments.seed, console),
     }
     if dist.get_global_rank() == 0:
-        write_json(arguments.out / RECORD, json_safe(record))
+        write_json(arguments.out / RECORD, record)
 
 
 def launch(processes: int, argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from composer_freezeout.step_time.variants import InComposer
+from composer_freezeout.step_time.in_composer import InComposer
 from composer_freezeout.step_time.workload import Probe, Variant, Workload
 
 __all__ = ['Clock', 'compiled_graphs', 'count_memory', 'count_step', 'count_traffic', 'measure_on_gpu']

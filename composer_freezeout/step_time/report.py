@@ -14,7 +14,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from composer_freezeout.step_time.result import Bar, Result, bars, interval
+from composer_freezeout.step_time.bars import Bar, bars, interval
+from composer_freezeout.step_time.result import Result
 
 __all__ = ['PLOT', 'SUMMARY', 'side_by_side', 'summary', 'write_report']
 
