@@ -7,7 +7,8 @@ import torch
 from composer import Trainer
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.run.predicted import freezeout_saving, predict_saving
+from composer_freezeout.costs.predict import freezeout_saving
+from composer_freezeout.run.predicted import predict_saving
 
 from .training import classifier, images, trainer
 
@@ -17,7 +18,7 @@ BATCHES = 16  # of tests/training.py: 4 epochs of 4
 def lengthened(**arguments) -> tuple[int, float]:
     """Length of the training, by the prediction for the same model."""
     model = classifier()
-    saving = freezeout_saving(model, next(iter(images())), FreezeOut(**arguments))
+    saving = freezeout_saving(model, next(iter(images())), FreezeOut(**arguments).settings)
     return round(BATCHES / (1 - saving)), saving
 
 

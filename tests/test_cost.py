@@ -7,6 +7,7 @@ from composer.models import ComposerModel
 
 from composer_freezeout import FreezeOut
 from composer_freezeout.costs.flops import step_flops_by_units_frozen, unit_flops
+from composer_freezeout.costs.predict import freezeout_saving, partition_for
 from composer_freezeout.costs.saving import (
     in_stages,
     interpolated,
@@ -20,7 +21,6 @@ from composer_freezeout.costs.saving import (
 from composer_freezeout.method.schedule import freeze_stages, freeze_times
 from composer_freezeout.run.config import ModelConfig
 from composer_freezeout.run.models import build_model
-from composer_freezeout.run.predicted import freezeout_saving, partition_for
 
 
 def test_saving_is_the_time_spent_at_each_cost():
@@ -147,7 +147,7 @@ def network(name: str) -> ComposerModel:
 
 def test_flops_of_a_densenets_units_by_hand():
     model = network('densenet22')
-    units = partition_for(model, images(32), FreezeOut()).units
+    units = partition_for(model, images(32), FreezeOut().settings).units
     counted = unit_flops(model, images(32), units)
     # Two operations each, two samples.
     assert [unit.forward for unit in counted] == [4 * count for count in MULTIPLY_ADDS['densenet22']]
@@ -167,7 +167,7 @@ def test_flops_of_a_densenets_units_by_hand():
     ],
 )
 def test_the_predicted_saving_by_hand(name, t_0, how_scale, exponent):
-    saving = freezeout_saving(network(name), images(32), FreezeOut(t_0, how_scale))
+    saving = freezeout_saving(network(name), images(32), FreezeOut(t_0, how_scale).settings)
     assert saving == pytest.approx(hand_saving(MULTIPLY_ADDS[name], t_0, exponent), rel=1e-9)
 
 

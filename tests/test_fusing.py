@@ -27,7 +27,8 @@ from torch.utils.checkpoint import checkpoint
 
 from composer_freezeout import apply_freezeout
 from composer_freezeout.freezing.observing.units import Unit
-from composer_freezeout.freezing.prefix.prefix import BatchNormMode, UnitFreezer
+from composer_freezeout.freezing.prefix.prefix import UnitFreezer
+from composer_freezeout.method.settings import BatchNormMode
 
 from .networks import ResidualBlock
 from .random_networks import (

@@ -6,7 +6,8 @@ from composer.algorithms import LabelSmoothing, LayerFreezing
 from torch import nn
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.run.predicted import match_layer_freezing, predict_saving
+from composer_freezeout.costs.predict import match_layer_freezing
+from composer_freezeout.run.predicted import predict_saving
 
 from .training import CLASSES, classifier
 

@@ -5,6 +5,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from composer.algorithms import SWA, LayerFreezing
@@ -23,15 +24,16 @@ from composer_freezeout.costs.saving import in_stages, predicted_saving
 from composer_freezeout.freezing.checkpoint import ADOPT, Saved, check_same_settings
 from composer_freezeout.freezing.execution.compilation import compile_seconds, is_compiled, stage_limit
 from composer_freezeout.freezing.execution.distributed import reshard
-from composer_freezeout.freezing.freezer import LayerFreezer, agreed, check_settings, check_stages, check_warmup
-from composer_freezeout.freezing.observing.observation import Observation, Observer
-from composer_freezeout.freezing.observing.partition import Granularity, Partition, partition_model
+from composer_freezeout.freezing.freezer import LayerFreezer, agreed
+from composer_freezeout.freezing.observing.observation import Observation
+from composer_freezeout.freezing.observing.observer import Observer
+from composer_freezeout.freezing.observing.partition import Partition, partition_model
 from composer_freezeout.freezing.observing.rehearsal import rehearse
-from composer_freezeout.freezing.optimizer.groups import check_optimizer
-from composer_freezeout.freezing.prefix.prefix import BatchNormMode, anchored, release_earlier
-from composer_freezeout.method import schedule
+from composer_freezeout.freezing.optimizer.check import check_optimizer
+from composer_freezeout.freezing.prefix.prefix import anchored, release_earlier
 from composer_freezeout.method.allocation import COST_SHIFT
-from composer_freezeout.method.schedule import HowScale
+from composer_freezeout.method.schedule import HowScale, check_warmup
+from composer_freezeout.method.settings import BatchNormMode, Granularity, Settings
 
 __all__ = ['FreezeOut']
 
@@ -147,22 +149,22 @@ class FreezeOut(Algorithm):
         unit_costs: Sequence[float] | None = None,
         cost_shift: float = COST_SHIFT,
     ) -> None:
-        check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fuse_frozen, unit_costs, cost_shift)
-        self.t_0 = t_0
-        self.how_scale: HowScale = how_scale
-        self.scale_lr = scale_lr
-        self.layers = None if layers is None else list(layers)
-        self.granularity: Granularity = granularity
-        self.batchnorm: BatchNormMode = batchnorm
-        check_stages(max_stages)
-        self.max_stages = max_stages
+        self.settings = Settings(
+            t_0=t_0,
+            how_scale=how_scale,
+            scale_lr=scale_lr,
+            layers=layers,
+            granularity=granularity,
+            batchnorm=batchnorm,
+            max_stages=max_stages,
+            fuse_frozen=fuse_frozen,
+            unit_costs=unit_costs,
+            cost_shift=cost_shift,
+        )
         self.t_warmup = None if t_warmup is None else parse_warmup(t_warmup)
         if not isinstance(const_time, bool):
             raise TypeError(f'const_time must be True or False, got {const_time!r}')
         self.const_time = const_time
-        self.fuse_frozen = fuse_frozen
-        self.unit_costs = None if unit_costs is None else list(unit_costs)
-        self.cost_shift = cost_shift
         self._begin(None)
 
     def _begin(self, state: State | None) -> None:
@@ -185,7 +187,7 @@ class FreezeOut(Algorithm):
         return vars(other)
 
     def __repr__(self) -> str:
-        arguments = {**self._settings(), 'fuse_frozen': self.fuse_frozen}
+        arguments = {**self._settings(), 'fuse_frozen': self.settings.fuse_frozen}
         return f'FreezeOut({", ".join(f"{name}={value!r}" for name, value in arguments.items())})'
 
     def __str__(self) -> str:
@@ -252,8 +254,8 @@ class FreezeOut(Algorithm):
         Raises:
             ValueError: If there is not one of ``unit_costs`` per unit.
         """
-        t_0 = self.t_0 if t_0 is None else t_0
-        return schedule.freeze_times(num_units, t_0, self.how_scale, self.unit_costs, self.cost_shift, heads)
+        settings = self.settings if t_0 is None else replace(self.settings, t_0=t_0)
+        return settings.freeze_times(num_units, heads)
 
     def unit_table(self) -> list[dict[str, Any]]:
         """One row per unit, first to freeze first; empty before the first batch.
@@ -274,11 +276,11 @@ class FreezeOut(Algorithm):
     def _check_early(self, state: State) -> None:
         """Tells what can be told before training: all surgery is done, and the duration may be known."""
         model = _unwrap(state.model)
-        if self.layers is not None:
-            self.freeze_times(len(partition_model(model, layers=self.layers).units))
+        if self.settings.layers is not None:
+            self.freeze_times(len(partition_model(model, layers=self.settings.layers).units))
         if self.t_warmup is not None and state.max_duration is not None and state.dataloader_len is not None:
             holders = sum(any(p.requires_grad for p in m.parameters(recurse=False)) for m in model.modules())
-            num_units = max(1, holders) if self.unit_costs is None else len(self.unit_costs)
+            num_units = max(1, holders) if self.settings.unit_costs is None else len(self.settings.unit_costs)
             check_warmup(as_progress(self.t_warmup, state), self.freeze_times(num_units)[0])
 
     def _fit_start(self, state: State) -> None:
@@ -296,7 +298,7 @@ class FreezeOut(Algorithm):
         if self._freezer is not None:
             self._freezer.groups.track_optimizer(state.optimizers[0])
             self._freezer.groups.track_schedulers(state.schedulers)
-            self._freezer.limit_stages(stage_limit(self.max_stages, self._compiled))
+            self._freezer.limit_stages(stage_limit(self.settings.max_stages, self._compiled))
         if self.const_time:
             self._check_lengthened(state)
         rivals = [name for name in map(_describe_scheduler, state.schedulers) if name is not None]
@@ -336,9 +338,10 @@ class FreezeOut(Algorithm):
         parameters: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         """Splits the optimizer's groups, in time for its first step."""
-        partition = agreed(partition_model(_unwrap(state.model), observed, self.layers, self.granularity))
+        layers, granularity = self.settings.layers, self.settings.granularity
+        partition = agreed(partition_model(_unwrap(state.model), observed, layers, granularity))
         self._freezer = self._make_freezer(state, partition, observed, parameters)
-        self._freezer.limit_stages(stage_limit(self.max_stages, self._compiled))
+        self._freezer.limit_stages(stage_limit(self.settings.max_stages, self._compiled))
         self._batch_start(state, logger, running)
 
     def _rehearse(self, state: State) -> Observation:
@@ -395,17 +398,11 @@ class FreezeOut(Algorithm):
         observed: Observation | None = None,
         parameters: Mapping[str, nn.Parameter] | None = None,
     ) -> LayerFreezer:
-        freezer = LayerFreezer(
+        freezer = LayerFreezer.from_settings(
             _unwrap(state.model),
             state.optimizers[0],
             partition,
-            t_0=self.t_0,
-            how_scale=self.how_scale,
-            scale_lr=self.scale_lr,
-            batchnorm=self.batchnorm,
-            fuse_frozen=self.fuse_frozen,
-            unit_costs=self.unit_costs,
-            cost_shift=self.cost_shift,
+            self.settings,
             schedulers=state.schedulers,
             observed=observed,
             parameters=parameters,
@@ -458,19 +455,8 @@ class FreezeOut(Algorithm):
     # --- checkpoints
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            't_0': self.t_0,
-            'how_scale': self.how_scale,
-            'scale_lr': self.scale_lr,
-            'layers': self.layers,
-            'granularity': self.granularity,
-            'batchnorm': self.batchnorm,
-            't_warmup': None if self.t_warmup is None else self.t_warmup.to_timestring(),
-            'max_stages': self.max_stages,
-            'const_time': self.const_time,
-            'unit_costs': self.unit_costs,
-            'cost_shift': self.cost_shift,
-        }
+        t_warmup = None if self.t_warmup is None else self.t_warmup.to_timestring()
+        return {**self.settings.state_dict(), 't_warmup': t_warmup, 'const_time': self.const_time}
 
     def state_dict(self) -> dict[str, Any]:
         """The settings, the partition, and what has been frozen and removed."""

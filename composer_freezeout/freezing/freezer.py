@@ -14,50 +14,21 @@ from torch.optim.lr_scheduler import LRScheduler
 from composer_freezeout.freezing.checkpoint import Saved
 from composer_freezeout.freezing.execution.compilation import forget_compiled
 from composer_freezeout.freezing.execution.distributed import agree_on, agree_on_buffers, restart_ddp
+from composer_freezeout.freezing.observing.norms import place_norms
 from composer_freezeout.freezing.observing.observation import Observation
-from composer_freezeout.freezing.observing.partition import Partition, check_granularity, check_layers
-from composer_freezeout.freezing.observing.units import place_norms
+from composer_freezeout.freezing.observing.partition import Partition
 from composer_freezeout.freezing.optimizer.groups import UnitGroups
 from composer_freezeout.freezing.prefix.buffers import BufferWatch
-from composer_freezeout.freezing.prefix.prefix import BatchNormMode, UnitFreezer, check_batchnorm
+from composer_freezeout.freezing.prefix.prefix import UnitFreezer
 from composer_freezeout.freezing.prefix.starvation import GradientWatch
 from composer_freezeout.method import schedule
-from composer_freezeout.method.allocation import COST_SHIFT, check_unit_costs
+from composer_freezeout.method.allocation import COST_SHIFT
 from composer_freezeout.method.schedule import HowScale
+from composer_freezeout.method.settings import BatchNormMode, Settings
 
-__all__ = ['LayerFreezer', 'agreed', 'check_settings', 'check_stages', 'check_warmup']
+__all__ = ['LayerFreezer', 'agreed']
 
 log = logging.getLogger(__name__)
-
-
-def check_settings(
-    t_0: float,
-    how_scale: str,
-    scale_lr: bool,
-    layers: Sequence[str] | None,
-    granularity: str,
-    batchnorm: str,
-    fuse_frozen: bool = True,
-    unit_costs: Sequence[float] | None = None,
-    cost_shift: float = COST_SHIFT,
-) -> None:
-    """Checks the arguments that :func:`apply_freezeout` and the algorithm have in common.
-
-    Raises:
-        TypeError: If one has the wrong type.
-        ValueError: If one is out of range, or two contradict each other.
-    """
-    schedule.check_schedule(t_0, how_scale)
-    check_unit_costs(unit_costs, cost_shift)
-    check_granularity(granularity)
-    check_batchnorm(batchnorm)
-    for name, value in (('scale_lr', scale_lr), ('fuse_frozen', fuse_frozen)):
-        if not isinstance(value, bool):
-            raise TypeError(f'{name} must be True or False, got {value!r}')
-    if layers is not None:
-        check_layers(layers)
-        if granularity != 'module':
-            raise ValueError(f'layers already says what the units are; leave out granularity={granularity!r}')
 
 
 class LayerFreezer:
@@ -107,15 +78,51 @@ class LayerFreezer:
         observed: Observation | None = None,
         parameters: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
+        settings = Settings(
+            t_0=t_0,
+            how_scale=how_scale,
+            scale_lr=scale_lr,
+            batchnorm=batchnorm,
+            fuse_frozen=fuse_frozen,
+            unit_costs=unit_costs,
+            cost_shift=cost_shift,
+        )
+        self._set_up(model, optimizer, partition, settings, schedulers, observed, parameters)
+
+    @classmethod
+    def from_settings(
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer,
+        partition: Partition,
+        settings: Settings,
+        *,
+        schedulers: Iterable[LRScheduler] = (),
+        observed: Observation | None = None,
+        parameters: Mapping[str, nn.Parameter] | None = None,
+    ) -> 'LayerFreezer':
+        """The same, of settings that have been checked. Units freeze each by itself: see :meth:`limit_stages`."""
+        freezer = cls.__new__(cls)
+        freezer._set_up(model, optimizer, partition, settings, schedulers, observed, parameters)
+        return freezer
+
+    def _set_up(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        partition: Partition,
+        settings: Settings,
+        schedulers: Iterable[LRScheduler],
+        observed: Observation | None,
+        parameters: Mapping[str, nn.Parameter] | None,
+    ) -> None:
         parameters = dict(model.named_parameters()) if parameters is None else parameters
         self.partition = partition
-        self.scale_lr = scale_lr
-        self.freeze_times = schedule.freeze_times(
-            len(partition.units), t_0, how_scale, unit_costs, cost_shift, partition.heads
-        )
+        self.scale_lr = settings.scale_lr
+        self.freeze_times = settings.freeze_times(len(partition.units), partition.heads)
         self.limit_stages(None)
-        self.freezer = UnitFreezer(model, partition.units, batchnorm, fuse_frozen, parameters)
-        initial_factors = schedule.lr_factors(0.0, self.freeze_times, scale_lr)
+        self.freezer = UnitFreezer(model, partition.units, settings.batchnorm, settings.fuse_frozen, parameters)
+        initial_factors = schedule.lr_factors(0.0, self.freeze_times, settings.scale_lr)
         self.groups = UnitGroups(
             optimizer,
             parameters,
@@ -224,7 +231,7 @@ class LayerFreezer:
         Raises:
             ValueError: If ``progress`` or ``warmup`` is out of range.
         """
-        check_warmup(warmup, self.freeze_times[0])
+        schedule.check_warmup(warmup, self.freeze_times[0])
         count = schedule.units_frozen(progress, self.freeze_times, self.stages)
         factors = schedule.lr_factors(progress, self.freeze_times, self.scale_lr, warmup)
         if running:
@@ -298,23 +305,6 @@ class LayerFreezer:
         ]
 
 
-def check_warmup(warmup: float, first_freeze: float) -> None:
-    """Checks that the warm-up is over before anything freezes.
-
-    Args:
-        warmup (float): Progress at which it ends, in ``[0, first_freeze)``.
-        first_freeze (float): Freeze time of the first unit, in ``(0, 1]``.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not 0 <= warmup < first_freeze:
-        raise ValueError(
-            f'the warm-up must end before the first unit freezes, at progress {first_freeze:.4g}, but it ends at '
-            f'{warmup:.4g}; shorten t_warmup or raise t_0'
-        )
-
-
 def agreed(partition: Partition) -> Partition:
     """The units of the first rank, on all of them, with a word on what the user should know of them.
 
@@ -325,15 +315,3 @@ def agreed(partition: Partition) -> Partition:
     for problem in partition.problems():
         log.warning('FreezeOut: %s.', problem)
     return partition
-
-
-def check_stages(max_stages: int | None) -> None:
-    """Checks how often units may freeze.
-
-    Raises:
-        TypeError: If it is neither a whole number nor None.
-        ValueError: If it is below 1.
-    """
-    if max_stages is not None and (isinstance(max_stages, bool) or not isinstance(max_stages, int)):
-        raise TypeError(f'max_stages must be a whole number of at least 1, or None, got {max_stages!r}')
-    schedule.freeze_stages(1, max_stages)

@@ -14,14 +14,17 @@ from torch.optim import Optimizer
 from composer_freezeout.freezing.checkpoint import Saved, check_same_settings
 from composer_freezeout.freezing.execution.compilation import is_compiled, stage_limit
 from composer_freezeout.freezing.execution.distributed import reshard
-from composer_freezeout.freezing.freezer import LayerFreezer, agreed, check_settings, check_stages
-from composer_freezeout.freezing.observing.observation import Observation, Observer, refuse_scripted
-from composer_freezeout.freezing.observing.partition import Granularity, Partition, completed, partition_model
+from composer_freezeout.freezing.freezer import LayerFreezer, agreed
+from composer_freezeout.freezing.observing.observation import Observation
+from composer_freezeout.freezing.observing.observer import Observer, refuse_scripted
+from composer_freezeout.freezing.observing.partition import Partition, completed, partition_model
 from composer_freezeout.freezing.observing.rehearsal import rehearse
-from composer_freezeout.freezing.optimizer.groups import UnitGroups, check_optimizer
-from composer_freezeout.freezing.prefix.prefix import BatchNormMode, UnitFreezer, release_earlier
+from composer_freezeout.freezing.optimizer.check import check_optimizer
+from composer_freezeout.freezing.optimizer.groups import UnitGroups
+from composer_freezeout.freezing.prefix.prefix import UnitFreezer, release_earlier
 from composer_freezeout.method.allocation import COST_SHIFT
 from composer_freezeout.method.schedule import HowScale, check_progress
+from composer_freezeout.method.settings import BatchNormMode, Granularity, Settings
 
 __all__ = ['FreezeOutLoop', 'apply_freezeout']
 
@@ -35,10 +38,7 @@ class FreezeOutLoop:
         model (nn.Module): The model as it is trained, with its data-parallel wrapper.
         optimizer (Optimizer): Its optimizer.
         forward (Callable[[], object], optional): Runs the model on an example batch.
-        layers (Sequence[str], optional): Regular expressions, one unit each.
-        granularity (str): ``'module'`` or ``'block'``.
-        max_stages (int, optional): How often units may freeze, in ``[1, ∞)``.
-        settings (Mapping[str, Any]): Other arguments of :class:`.LayerFreezer`.
+        settings (Settings): What the user has chosen.
     """
 
     def __init__(
@@ -46,17 +46,12 @@ class FreezeOutLoop:
         model: nn.Module,
         optimizer: Optimizer,
         forward: Callable[[], object] | None,
-        layers: Sequence[str] | None,
-        granularity: Granularity,
-        max_stages: int | None,
-        settings: Mapping[str, Any],
+        settings: Settings,
     ) -> None:
         self._wrapped = model
         self._model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self._optimizer = optimizer
-        self._layers, self._max_stages = layers, max_stages
-        self._granularity: Granularity = granularity
-        self._settings = dict(settings)
+        self._settings = settings
         self._layer_freezer: LayerFreezer | None = None
         self._to_observe = False
         self._observer: Observer | None = None
@@ -81,8 +76,8 @@ class FreezeOutLoop:
                 'a compiled model cannot be watched while it trains; give `forward`, a function that runs it on an '
                 'example batch, such as `lambda: model(example_inputs)`'
             )
-        if layers is not None:
-            self._set_up(partition_model(self._model, layers=layers))
+        if settings.layers is not None:
+            self._set_up(partition_model(self._model, layers=settings.layers))
         self._to_observe = True
         self._first_step = optimizer.register_step_pre_hook(self._before_first_step)
 
@@ -188,7 +183,7 @@ class FreezeOutLoop:
         Save it with the state dicts of the model and the optimizer, and the run goes on as if it had not been
         interrupted.
         """
-        state: dict[str, Any] = {'settings': self._all_settings(), 'batches': self._batches}
+        state: dict[str, Any] = {'settings': self._settings.state_dict(), 'batches': self._batches}
         if self._layer_freezer is not None:
             state |= self._layer_freezer.saved(self._frozen_at).state_dict()
         return state
@@ -202,7 +197,7 @@ class FreezeOutLoop:
         Raises:
             ValueError: If it comes from other settings or another model, or is damaged.
         """
-        check_same_settings(state.get('settings') or {}, self._all_settings())
+        check_same_settings(state.get('settings') or {}, self._settings.state_dict())
         self._batches = state.get('batches', 0)
         if 'units' not in state:
             return
@@ -229,11 +224,6 @@ class FreezeOutLoop:
             return False
         return not saved.partition.is_same(known.partition)
 
-    def _all_settings(self) -> dict[str, Any]:
-        own = {'layers': self._layers, 'granularity': self._granularity, 'max_stages': self._max_stages}
-        settings = {name: value for name, value in self._settings.items() if name != 'fuse_frozen'}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in {**settings, **own}.items()}
-
     # --- set-up
 
     def _observed(self) -> None:
@@ -242,7 +232,7 @@ class FreezeOutLoop:
         self._observing_is_over()
         if self._layer_freezer is not None:
             known = self._layer_freezer.partition
-            partition = completed(known, self._model, observed, self._layers)
+            partition = completed(known, self._model, observed, self._settings.layers)
             if self._layer_freezer.units_frozen:  # of frozen units the graph doesn't tell
                 partition = replace(partition, cuts=known.cuts)
             self._layer_freezer.learn(agreed(partition))
@@ -252,7 +242,7 @@ class FreezeOutLoop:
             self._known().batch_start(*self._now, running=True)
 
     def _partition(self, observed: Observation) -> Partition:
-        return agreed(partition_model(self._model, observed, self._layers, self._granularity))
+        return agreed(partition_model(self._model, observed, self._settings.layers, self._settings.granularity))
 
     def _set_up(
         self,
@@ -260,10 +250,10 @@ class FreezeOutLoop:
         observed: Observation | None = None,
         parameters: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
-        self._layer_freezer = LayerFreezer(
-            self._model, self._optimizer, partition, observed=observed, parameters=parameters, **self._settings
+        self._layer_freezer = LayerFreezer.from_settings(
+            self._model, self._optimizer, partition, self._settings, observed=observed, parameters=parameters
         )
-        self._layer_freezer.limit_stages(stage_limit(self._max_stages, self._compiled))
+        self._layer_freezer.limit_stages(stage_limit(self._settings.max_stages, self._compiled))
 
     def _stop_observing(self) -> None:
         if self._observer is not None:
@@ -354,23 +344,34 @@ def apply_freezeout(
         optimizer (Optimizer): Its optimizer.
         forward (Callable[[], object], optional): Runs the model once on an example batch, as in training, and returns
             the loss or the outputs. Needed for compiled models; otherwise it tells the units before training begins.
-        t_0 (float): Freeze time of the first unit before scaling, in ``(0, 1]``. Default: ``0.8``.
-        how_scale (str): ``'linear'``, ``'squared'`` or ``'cubic'``.
-        scale_lr (bool): Whether learning rates are scaled by ``1 / t_i``. Default: ``True``.
-        layers (Sequence[str], optional): Regular expressions over module names, one unit each, first to freeze first.
-        granularity (str): ``'module'`` or ``'block'``. Default: ``'module'``.
-        batchnorm (str): What a frozen BatchNorm does in training: ``'eval'``, ``'batch'`` or ``'update'``.
-            Default: ``'eval'``.
-        fuse_frozen (bool): Whether a frozen prefix runs with the operators of inference while the model trains:
-            BatchNorm folded into the convolution before it, attention without dropout in one operator. Faster, and
-            equal to rounding. Default: ``True``.
-        unit_costs (Sequence[float], optional): What freezing each unit saves of a step, in any unit of cost, first unit
-            first; expensive units then freeze earlier and cheap ones later, which is not the paper's schedule. Default:
-            ``None``, the paper's.
-        cost_shift (float): How much earlier a unit freezes that costs twice the average, as a fraction of training, in
-            ``(0, 1]``. Default: ``0.25``.
-        max_stages (int, optional): How often units may freeze, in ``[1, ∞)``. Default: ``None``: no limit, or 4 if the
-            model is compiled, as each stage is compiled anew.
+        t_0 (float, optional): Freeze time of the first unit before scaling, as a fraction of training, in ``(0, 1]``.
+            Smaller saves more and costs more accuracy; at 1 nothing freezes and all units follow one cosine. Default:
+            ``0.8``.
+        how_scale (str, optional): How freeze times depend on ``t_0``: ``'linear'``, ``'squared'`` or ``'cubic'``.
+            Default: ``'cubic'``, with which the first unit freezes at ``t_0 ** 3``.
+        scale_lr (bool, optional): Whether to scale each unit's learning rate by ``1 / t_i``, so that units that freeze
+            early travel as far as the others. Default: ``True``.
+        layers (Sequence[str], optional): The units: regular expressions over module names, first to freeze first. A
+            module belongs to the unit whose expression matches its full name or that of a module around it. Default:
+            ``None``, a unit for each module that owns parameters, with the normalisation that follows it, in the order
+            of the forward pass.
+        granularity (str, optional): ``'module'``, or ``'block'`` for one unit per residual, dense or transformer block.
+            Default: ``'module'``.
+        batchnorm (str, optional): What a frozen BatchNorm does in training: ``'eval'`` normalises by its running
+            statistics, ``'batch'`` by those of the batch without updating the running ones, ``'update'`` goes on as
+            before. Default: ``'eval'``.
+        fuse_frozen (bool, optional): Whether a frozen prefix runs with the operators of inference while the model
+            trains: BatchNorm folded into the convolution before it, attention without dropout in one operator. Faster,
+            and equal to rounding. Compiled and sharded models run as they are. Default: ``True``.
+        unit_costs (Sequence[float], optional): What freezing each unit saves of a step, in any unit of cost, one number
+            per unit, first unit first; the last one, which never freezes, is not used. Expensive units then freeze
+            earlier and cheap ones later, with the same mean, and none before the paper's first. Not the paper's
+            FreezeOut. Default: ``None``, the paper's freeze times.
+        cost_shift (float, optional): How much earlier a unit freezes that costs twice the average, as a fraction of
+            training, in ``(0, 1]``, as far as order and bounds permit. Default: ``0.25``.
+        max_stages (int, optional): How often units may freeze, in ``[1, ∞)``. The units of a stage freeze together when
+            the last of them is due; until then they stand still, all but their BatchNorm's statistics. Default:
+            ``None``: no limit, or 4 if the model is compiled, as each stage is compiled anew.
 
     Returns:
         FreezeOutLoop: To be called at the start of each batch and at the end of each epoch.
@@ -379,21 +380,22 @@ def apply_freezeout(
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range or the model can't be split as asked.
     """
-    check_settings(t_0, how_scale, scale_lr, layers, granularity, batchnorm, fuse_frozen, unit_costs, cost_shift)
-    check_stages(max_stages)
+    settings = Settings(
+        t_0=t_0,
+        how_scale=how_scale,
+        scale_lr=scale_lr,
+        layers=layers,
+        granularity=granularity,
+        batchnorm=batchnorm,
+        max_stages=max_stages,
+        fuse_frozen=fuse_frozen,
+        unit_costs=unit_costs,
+        cost_shift=cost_shift,
+    )
     if not isinstance(model, nn.Module) or isinstance(model, nn.DataParallel):
         raise TypeError(f'model must be a module, which DistributedDataParallel may wrap, got {type(model).__name__}')
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f'optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}')
     if forward is not None and (not callable(forward) or forward is model):
         raise TypeError('forward must be a function without arguments, such as `lambda: model(example_inputs)`')
-    settings = {
-        't_0': t_0,
-        'how_scale': how_scale,
-        'scale_lr': scale_lr,
-        'batchnorm': batchnorm,
-        'fuse_frozen': fuse_frozen,
-        'unit_costs': unit_costs,
-        'cost_shift': cost_shift,
-    }
-    return FreezeOutLoop(model, optimizer, forward, layers, granularity, max_stages, settings)
+    return FreezeOutLoop(model, optimizer, forward, settings)

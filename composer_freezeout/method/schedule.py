@@ -17,6 +17,7 @@ __all__ = [
     'HowScale',
     'check_progress',
     'check_schedule',
+    'check_warmup',
     'freeze_stages',
     'freeze_times',
     'lr_factor',
@@ -189,3 +190,20 @@ def check_progress(t: float) -> None:
     """
     if not 0 <= t < 1:
         raise ValueError(f'progress must be in [0, 1), got {t!r}')
+
+
+def check_warmup(warmup: float, first_freeze: float) -> None:
+    """Checks that the warm-up is over before anything freezes.
+
+    Args:
+        warmup (float): Progress at which it ends, in ``[0, first_freeze)``.
+        first_freeze (float): Freeze time of the first unit, in ``(0, 1]``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0 <= warmup < first_freeze:
+        raise ValueError(
+            f'the warm-up must end before the first unit freezes, at progress {first_freeze:.4g}, but it ends at '
+            f'{warmup:.4g}; shorten t_warmup or raise t_0'
+        )

@@ -3,36 +3,26 @@
 import weakref
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
-from composer_freezeout.freezing.observing.observation import tensors_in
+from composer_freezeout.freezing.observing.tensors import tensors_in
 from composer_freezeout.freezing.observing.units import Unit
 from composer_freezeout.freezing.prefix.activation_checkpoints import Nonreentrant
 from composer_freezeout.freezing.prefix.folding import BatchNormFolding, runs_otherwise
+from composer_freezeout.method.settings import BatchNormMode, check_batchnorm
 
-__all__ = ['BatchNormMode', 'UnitFreezer', 'anchored', 'check_batchnorm', 'release_earlier']
+__all__ = ['UnitFreezer', 'anchored', 'release_earlier']
 
-BatchNormMode = Literal['eval', 'batch', 'update']
 
 _requires_grad = attrgetter('requires_grad')
 
 # The latest of each model: what an earlier one has put around it has to go.
 _freezers: 'weakref.WeakKeyDictionary[nn.Module, weakref.ref[UnitFreezer]]' = weakref.WeakKeyDictionary()
-
-
-def check_batchnorm(batchnorm: str) -> None:
-    """Checks the meaning of a frozen BatchNorm.
-
-    Raises:
-        ValueError: If it is not ``'eval'``, ``'batch'`` or ``'update'``.
-    """
-    if batchnorm not in get_args(BatchNormMode):
-        raise ValueError(f'batchnorm must be one of {", ".join(get_args(BatchNormMode))}, got {batchnorm!r}')
 
 
 def release_earlier(model: nn.Module) -> None:
