@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from composer_freezeout import apply_freezeout
-from composer_freezeout.freezing.optimizer.multi_tensor import MergedGroups, _Ones
+from composer_freezeout.freezing.optimizer.multi_tensor import MergedGroups
+from composer_freezeout.freezing.optimizer.ones import Ones
 
 from .networks import chain
 
@@ -279,7 +280,7 @@ def test_several_types_layouts_and_shapes_at_once():
 
 
 def test_ones_take_the_memory_of_the_largest_parameter():
-    ones = _Ones()
+    ones = Ones()
     for sizes in ((3,), (2, 7), (5, 3)):
         views = ones.like([torch.zeros(size) for size in sizes])
         assert [view.tolist() for view in views] == [[1.0] * size for size in sizes]

@@ -51,13 +51,14 @@ PRIVATE: dict[str, list[str]] = {
         'torch.nn.parallel.distributed._setup_mixed_precision_params._mp_param',
     ],
     'freezing/observing/graph.py': [
-        'torch.autograd.graph.Node._input_metadata',
         'torch.autograd.graph.Node._sequence_nr',
     ],
-    'freezing/observing/observation.py': [
+    'freezing/observing/observer.py': [
+        'torch.utils._python_dispatch',
+    ],
+    'freezing/observing/recorder.py': [
         'torch._C',
         'torch._C._current_graph_task_id',
-        'torch._C._functorch',
         'torch._ops.OpOverload._schema',
         'torch.autograd._get_sequence_nr',
         'torch.utils._python_dispatch',
@@ -67,10 +68,27 @@ PRIVATE: dict[str, list[str]] = {
         'torch._ops.OpOverload._schema',
         'torch.utils._pytree',
     ],
-    'freezing/optimizer/groups.py': [
+    'freezing/observing/tensors.py': [
+        'torch._C',
+        'torch._C._functorch',
+        'torch.utils._python_dispatch',
+    ],
+    'freezing/observing/uses.py': [
+        'torch.autograd.graph.Node._input_metadata',
+    ],
+    'freezing/optimizer/check.py': [
         'torch.optim.Optimizer._optimizer_state_dict_pre_hooks',
     ],
     'freezing/optimizer/multi_tensor.py': [
+        'torch.optim.Optimizer._group_tensors_by_device_and_dtype',
+        'torch.optim.SGD._init_group',
+        'torch.optim.optimizer._default_to_fused_or_foreach',
+    ],
+    'freezing/optimizer/scheduler_lists.py': [
+        'torch.optim.lr_scheduler.SequentialLR._last_lr',
+        'torch.optim.lr_scheduler.SequentialLR._schedulers',
+    ],
+    'freezing/optimizer/steps.py': [
         'torch._foreach_add',
         'torch._foreach_add_',
         'torch._foreach_addcdiv_',
@@ -81,13 +99,6 @@ PRIVATE: dict[str, list[str]] = {
         'torch._foreach_mul_',
         'torch._foreach_neg',
         'torch._foreach_sqrt',
-        'torch.optim.Optimizer._group_tensors_by_device_and_dtype',
-        'torch.optim.SGD._init_group',
-        'torch.optim.optimizer._default_to_fused_or_foreach',
-    ],
-    'freezing/optimizer/scheduler_lists.py': [
-        'torch.optim.lr_scheduler.SequentialLR._last_lr',
-        'torch.optim.lr_scheduler.SequentialLR._schedulers',
     ],
     'freezing/prefix/activation_checkpoints.py': [
         'torch._C',

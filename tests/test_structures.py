@@ -24,9 +24,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from composer_freezeout.freezing.observing.observation import owners_of, tensors_in
+from composer_freezeout.freezing.observing.names import owners_of
 from composer_freezeout.freezing.observing.partition import Partition, partition_model
 from composer_freezeout.freezing.observing.rehearsal import rehearse
+from composer_freezeout.freezing.observing.tensors import tensors_in
 
 from . import structures
 

@@ -4,17 +4,20 @@ The order is observed, not assumed: see :mod:`.observation`. Definition order is
 used twice, and parameters may be held by modules that are not leaves.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
 
 from torch import nn
 
-from composer_freezeout.freezing.observing.observation import Observation, owners_of
-from composer_freezeout.freezing.observing.units import Granularity, Unit, order_units, place_norms, units_by_pattern
+from composer_freezeout.freezing.observing.names import owners_of
+from composer_freezeout.freezing.observing.norms import place_norms
+from composer_freezeout.freezing.observing.observation import Observation
+from composer_freezeout.freezing.observing.order import order_units
+from composer_freezeout.freezing.observing.patterns import units_by_pattern
+from composer_freezeout.freezing.observing.units import Unit
+from composer_freezeout.method.settings import Granularity, check_layers
 
-__all__ = ['Granularity', 'Partition', 'Unit', 'check_granularity', 'check_layers', 'completed', 'partition_model']
+__all__ = ['Partition', 'Unit', 'completed', 'partition_model']
 
 
 @dataclass(frozen=True)
@@ -171,40 +174,6 @@ def completed(partition: Partition, model: nn.Module, observed: Observation, lay
         input_requires_grad=observed.input_requires_grad,
         written=tuple(name for name in observed.bits if name in observed.written),
     )
-
-
-def check_layers(layers: Sequence[str]) -> None:
-    """Checks that ``layers`` is a non-empty list of regular expressions.
-
-    Args:
-        layers (Sequence[str]): The expressions.
-
-    Raises:
-        TypeError: If it isn't a list or tuple of strings.
-        ValueError: If it is empty or an expression doesn't compile.
-    """
-    # The order counts, so a set won't do, and neither will what can be read only once.
-    if not isinstance(layers, Sequence) or isinstance(layers, str) or not all(isinstance(p, str) for p in layers):
-        raise TypeError(f'layers must be a list of regular expressions, got {layers!r}')
-    if not layers:
-        raise ValueError(
-            'layers must hold at least one regular expression, got an empty list; leave it out for the default'
-        )
-    for pattern in layers:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f'layers: {pattern!r} is not a regular expression: {error}') from None
-
-
-def check_granularity(granularity: str) -> None:
-    """Checks the granularity.
-
-    Raises:
-        ValueError: If it is not ``'module'`` or ``'block'``.
-    """
-    if granularity not in get_args(Granularity):
-        raise ValueError(f'granularity must be one of {", ".join(get_args(Granularity))}, got {granularity!r}')
 
 
 def _cuts(units: Sequence[Unit], observed: Observation) -> tuple[int, ...]:

@@ -9,16 +9,11 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from composer_freezeout.freezing.observing.observation import (
-    Observation,
-    Observer,
-    Recorder,
-    plain_tensors,
-    storages_of,
-    tensors_in,
-    written_to,
-)
+from composer_freezeout.freezing.observing.observation import Observation
+from composer_freezeout.freezing.observing.observer import Observer
+from composer_freezeout.freezing.observing.recorder import Recorder, written_to
 from composer_freezeout.freezing.observing.snapshot import Snapshot, random_states_put_back
+from composer_freezeout.freezing.observing.tensors import plain_tensors, storages_of, tensors_in
 
 __all__ = ['rehearse']
 

@@ -8,7 +8,7 @@ hyperparameters differ in nothing but the learning rate can share them, since th
 # pyright: reportPrivateImportUsage=false
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _default_to_fused_or_foreach
+
+from composer_freezeout.freezing.optimizer.ones import Ones
+from composer_freezeout.freezing.optimizer.steps import step_adam, step_sgd
 
 __all__ = ['MergedGroups']
 
@@ -51,7 +54,7 @@ class MergedGroups:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self._ones = _Ones()
+        self._ones = Ones()
         # What the groups looked like when they were last compared, and the result.
         self._seen: list[tuple[Any, ...]] = []
         self._groups: list[dict[str, Any]] = []
@@ -129,10 +132,10 @@ class MergedGroups:
         for (of_kind, their_grads), indices in by_kind.values():
             their_lrs = [lrs[index] for index in indices]
             if type(self._optimizer) is SGD:
-                _step_sgd(group, of_kind, their_grads, self._optimizer.state, their_lrs, self._ones)
+                step_sgd(group, of_kind, their_grads, self._optimizer.state, their_lrs, self._ones)
             else:
                 decoupled = type(self._optimizer) is AdamW or group['decoupled_weight_decay']
-                _step_adam(group, of_kind, their_grads, self._optimizer.state, their_lrs, decoupled)
+                step_adam(group, of_kind, their_grads, self._optimizer.state, their_lrs, decoupled)
 
 
 class _Rest:
@@ -148,51 +151,6 @@ class _Rest:
         return self._step() if name == 'param_groups' else getattr(self._optimizer, name)
 
 
-class _Ones:
-    """Tensors of ones in the layout of others, kept: views of one buffer per device and type."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-        self._views: dict[tuple[Any, ...], torch.Tensor] = {}
-
-    def like(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Ones in the shape, strides and, if there is one, distribution of each of some tensors.
-
-        Args:
-            tensors (Sequence[torch.Tensor]): Tensors of one device and type, at least one.
-        """
-        layouts = [_layout(tensor) for tensor in tensors]
-        if not all(layout in self._views for layout in layouts):
-            self._reserve(tensors)
-            for layout, tensor in zip(layouts, tensors, strict=True):
-                if layout not in self._views:
-                    self._views[layout] = self._make(tensor)
-        return [self._views[layout] for layout in layouts]
-
-    def _reserve(self, tensors: Sequence[torch.Tensor]) -> None:
-        kind = (tensors[0].device, tensors[0].dtype)
-        size = max((_extent(tensor) for tensor in tensors if not isinstance(tensor, DTensor)), default=0)
-        if kind not in self._buffers or self._buffers[kind].numel() < size:
-            # Views would keep the smaller buffer alive.
-            self._views = {layout: view for layout, view in self._views.items() if layout[:2] != kind}
-            self._buffers[kind] = torch.ones(size, device=kind[0], dtype=kind[1])
-
-    def _make(self, tensor: torch.Tensor) -> torch.Tensor:
-        if isinstance(tensor, DTensor):
-            return torch.ones_like(tensor, requires_grad=False)
-        return self._buffers[tensor.device, tensor.dtype].as_strided(tensor.shape, tensor.stride())
-
-
-def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
-    distribution = (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
-    return tensor.device, tensor.dtype, tensor.shape, tensor.stride(), distribution
-
-
-def _extent(tensor: torch.Tensor) -> int:
-    """Elements of the storage from the first to the last of a tensor."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-
-
 def _is_plain(group: dict[str, Any], hyperparameters: Sequence[Any]) -> bool:
     """Whether torch would take multi-tensor operators, and numbers for all hyperparameters."""
     params, values = group['params'], [group['lr'], *hyperparameters, *group.get('betas', ())]
@@ -203,102 +161,3 @@ def _is_plain(group: dict[str, Any], hyperparameters: Sequence[Any]) -> bool:
     else:
         foreach = group['foreach']
     return bool(foreach and params) and all(type(p) in _TENSORS and not p.is_complex() for p in params)
-
-
-def _step_sgd(
-    group: dict[str, Any],
-    params: list[torch.Tensor],
-    grads: Any,
-    state: Mapping[torch.Tensor, dict[str, Any]],
-    lrs: Sequence[float],
-    ones: _Ones,
-) -> None:
-    """Torch's multi-tensor SGD with a learning rate per parameter.
-
-    Args:
-        group (dict[str, Any]): Hyperparameters, the learning rate apart.
-        params (list[torch.Tensor]): Parameters of one device and type, updated in place.
-        grads (list[torch.Tensor]): Their gradients; Nesterov's momentum may change them, as it does in torch.
-        state (Mapping[torch.Tensor, dict[str, Any]]): State by parameter, updated in place.
-        lrs (Sequence[float]): Their learning rates, in ``[0, ∞)``.
-        ones (_Ones): Source of ones.
-    """
-    momentum = group['momentum']
-    grads = _directions(params, grads, group['maximize'], group['weight_decay'])
-    if momentum != 0:
-        states = [state[param] for param in params]
-        begun = [index for index, of_one in enumerate(states) if of_one.get('momentum_buffer') is not None]
-        if begun:
-            buffers = [states[index]['momentum_buffer'] for index in begun]
-            torch._foreach_mul_(buffers, momentum)
-            torch._foreach_add_(buffers, [grads[index] for index in begun], alpha=1 - group['dampening'])
-        for of_one, grad in zip(states, grads, strict=True):
-            if of_one.get('momentum_buffer') is None:
-                of_one['momentum_buffer'] = grad.clone()
-        buffers = [of_one['momentum_buffer'] for of_one in states]
-        if group['nesterov']:
-            torch._foreach_add_(grads, buffers, alpha=momentum)
-        else:
-            grads = buffers
-    # Only products take a scalar per tensor. This one rounds once, as `add` with `alpha` does, if the ones come first.
-    torch._foreach_addcmul_(params, ones.like(params), grads, scalars=[-lr for lr in lrs])
-
-
-def _step_adam(
-    group: dict[str, Any],
-    params: list[torch.Tensor],
-    grads: Any,
-    state: Mapping[torch.Tensor, dict[str, Any]],
-    lrs: Sequence[float],
-    decoupled: bool,
-) -> None:
-    """Torch's multi-tensor Adam or AdamW with a learning rate per parameter.
-
-    Args:
-        group (dict[str, Any]): Hyperparameters, the learning rate apart.
-        params (list[torch.Tensor]): Parameters of one device and type, updated in place.
-        grads (list[torch.Tensor]): Their gradients.
-        state (Mapping[torch.Tensor, dict[str, Any]]): State by parameter, updated in place.
-        lrs (Sequence[float]): Their learning rates, in ``[0, ∞)``.
-        decoupled (bool): Whether weight decay acts on the parameters directly.
-    """
-    (beta1, beta2), weight_decay = group['betas'], group['weight_decay']
-    steps = [state[param]['step'] for param in params]
-    averages = [state[param]['exp_avg'] for param in params]
-    squares = [state[param]['exp_avg_sq'] for param in params]
-    grads = _directions(params, grads, group['maximize'], 0 if decoupled else weight_decay)
-    if steps[0].is_cpu:
-        # A number would be made a tensor once per parameter.
-        torch._foreach_add_(steps, torch.tensor(1.0, device='cpu'), alpha=1.0)
-    else:
-        torch._foreach_add_(steps, 1)
-    if decoupled and weight_decay != 0:
-        torch._foreach_mul_(params, [1 - lr * weight_decay for lr in lrs])
-    torch._foreach_lerp_(averages, grads, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-    del grads  # the memory is needed for the denominators
-    if group['amsgrad']:
-        largest = [state[param]['max_exp_avg_sq'] for param in params]
-        torch._foreach_maximum_(largest, squares)
-        squares = largest
-    counts = [step.item() for step in steps]
-    denominators = torch._foreach_sqrt(squares)
-    torch._foreach_div_(denominators, [(1 - beta2**step) ** 0.5 for step in counts])
-    torch._foreach_add_(denominators, group['eps'])
-    step_sizes = [(lr / (1 - beta1**step)) * -1 for lr, step in zip(lrs, counts, strict=True)]
-    torch._foreach_addcdiv_(params, averages, denominators, step_sizes)
-
-
-def _directions(params: list[torch.Tensor], grads: Any, maximize: bool, weight_decay: float) -> Any:
-    """Gradients of what is minimised, with a penalty of ``weight_decay / 2`` times the squared parameters.
-
-    They are new tensors if one of the two is asked for, and the given ones otherwise.
-    """
-    if maximize:
-        grads = torch._foreach_neg(grads)
-        if weight_decay != 0:
-            torch._foreach_add_(grads, params, alpha=weight_decay)
-    elif weight_decay != 0:
-        grads = torch._foreach_add(grads, params, alpha=weight_decay)
-    return grads

@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from composer_freezeout.freezing.hooks import UncopiedHook
-from composer_freezeout.freezing.observing.observation import Observation, owners_of, tensors_in
+from composer_freezeout.freezing.observing.names import owners_of
+from composer_freezeout.freezing.observing.observation import Observation
+from composer_freezeout.freezing.observing.tensors import tensors_in
 from composer_freezeout.freezing.prefix.folding import runs_otherwise
 
 __all__ = ['GradientWatch', 'Gradients']
