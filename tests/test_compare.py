@@ -16,10 +16,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from composer_freezeout.compare import arms
 from composer_freezeout.compare import command as compare
-from composer_freezeout.compare import jobs as runner
-from composer_freezeout.run.config import ConfigError, load
+from composer_freezeout.compare.arms import family as families
+from composer_freezeout.compare.arms import known, lengths
+from composer_freezeout.compare.training import finished, job, ongoing, runner
+from composer_freezeout.run.config import load
+from composer_freezeout.run.faults import ConfigError
 from composer_freezeout.run.processes import Stopped, execute
 
 ROOT = Path(__file__).parent.parent
@@ -248,21 +250,26 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, capsys):
 def test_arms_of_a_family(tmp_path):
     for name in ('zebra', 'freezeout_linear', 'freezeout', 'baseline'):
         (tmp_path / f'{name}.yaml').touch()
-    assert arms.family_arms(tmp_path) == ['baseline', 'baseline_short', 'freezeout', 'freezeout_linear', 'zebra']
+    assert families.family_arms(tmp_path) == ['baseline', 'baseline_short', 'freezeout', 'freezeout_linear', 'zebra']
     (tmp_path / 'layer_freezing.yaml').touch()
-    assert arms.family_arms(tmp_path)[:4] == ['baseline', 'baseline_short', 'layer_freezing', 'layer_freezing_matched']
+    assert families.family_arms(tmp_path)[:4] == [
+        'baseline',
+        'baseline_short',
+        'layer_freezing',
+        'layer_freezing_matched',
+    ]
     (tmp_path / 'freezeout_cost_aware.yaml').touch()
-    assert {'baseline_short_cost_aware', 'freezeout_cost_aware'} < set(arms.family_arms(tmp_path))
+    assert {'baseline_short_cost_aware', 'freezeout_cost_aware'} < set(families.family_arms(tmp_path))
     with pytest.raises(
-        arms.Refused, match="'freezeout_cost_aware' is missing, which baseline_short_cost_aware is comp"
+        families.Refused, match="'freezeout_cost_aware' is missing, which baseline_short_cost_aware is comp"
     ):
-        arms.choose_arms(arms.family_arms(tmp_path), 'baseline,baseline_short_cost_aware')
+        families.choose_arms(families.family_arms(tmp_path), 'baseline,baseline_short_cost_aware')
 
 
 def test_each_shortened_baseline_waits_for_its_arm():
     names = ['baseline', 'baseline_short', 'baseline_short_cost_aware', 'freezeout', 'freezeout_cost_aware']
     for number in range(5):
-        order = arms.round_order(names, number)
+        order = known.round_order(names, number)
         assert sorted(order) == names
         for short, arm in [('baseline_short', 'freezeout'), ('baseline_short_cost_aware', 'freezeout_cost_aware')]:
             assert order.index(short) > max(order.index('baseline'), order.index(arm))
@@ -270,7 +277,7 @@ def test_each_shortened_baseline_waits_for_its_arm():
 
 def test_no_arm_is_always_at_the_same_place():
     names = ['baseline', 'baseline_short', 'a', 'b', 'freezeout']
-    rounds = [arms.round_order(names, number) for number in range(5)]
+    rounds = [known.round_order(names, number) for number in range(5)]
     assert all(sorted(order) == sorted(names) for order in rounds)
     for order in rounds:
         assert order.index('baseline_short') > max(order.index('baseline'), order.index('freezeout'))
@@ -278,17 +285,17 @@ def test_no_arm_is_always_at_the_same_place():
         places = Counter(order.index(name) for order in rounds)
         assert max(places.values()) <= 2, name
     assert len({order[0] for order in rounds}) >= 4
-    assert arms.round_order(names, 5) == rounds[0]
+    assert known.round_order(names, 5) == rounds[0]
 
 
 def test_without_the_shortened_baseline_every_arm_is_everywhere_once():
     names = list('abcd')
-    rounds = [arms.round_order(names, number) for number in range(4)]
+    rounds = [known.round_order(names, number) for number in range(4)]
     assert all({order[place] for order in rounds} == set(names) for place in range(4))
 
 
 def test_layer_freezing_is_matched_to_freezeout():
-    found, data = arms.read_arms(
+    found, data = families.read_arms(
         QUICKSTART, ['baseline', 'layer_freezing_matched', 'freezeout'], ['max_duration=20ep', *SMALL[:3]], 1.0
     )
     matched = {arm.name: arm for arm in found}['layer_freezing_matched']
@@ -302,7 +309,9 @@ def test_layer_freezing_is_matched_to_freezeout():
 
 
 def test_what_cannot_be_matched_is_said():
-    found, _ = arms.read_arms(QUICKSTART, ['baseline', 'layer_freezing_matched'], ['max_duration=2ep', *SMALL[:3]], 1.0)
+    found, _ = families.read_arms(
+        QUICKSTART, ['baseline', 'layer_freezing_matched'], ['max_duration=2ep', *SMALL[:3]], 1.0
+    )
     assert found[1].resolved['algorithms'][0]['freeze_start'] == 0
     assert found[1].note.startswith('freeze_start=0: LayerFreezing saves at most')
 
@@ -316,67 +325,67 @@ WARM_UP = ['scheduler.name=cosine_annealing_with_warmup', 'scheduler.t_warmup=3e
 
 def test_scaling_keeps_the_shape_of_the_schedule():
     config = load(BASELINE, ['max_duration=160ep', *WARM_UP[:1], 'scheduler.t_warmup=5ep'])
-    assert arms.scaled(config, 0.1, 48) == [
+    assert lengths.scaled(config, 0.1, 48) == [
         'max_duration=16ep', 'train_subset_num_batches=5', 'scheduler.t_warmup=0.03125dur',
     ]  # fmt: skip
     config = load(FREEZEOUT, ['max_duration=160ep', 'algorithms.0.t_warmup=5ep'])
-    assert arms.scaled(config, 0.1, 48)[-1] == 'algorithms.0.t_warmup=0.03125dur'
-    assert arms.scaled(config, 1.0, 48) == []
+    assert lengths.scaled(config, 0.1, 48)[-1] == 'algorithms.0.t_warmup=0.03125dur'
+    assert lengths.scaled(config, 1.0, 48) == []
 
 
 def test_scaling_a_duration_in_batches():
     config = load(BASELINE, ['max_duration=1000ba'])
-    assert arms.scaled(config, 0.5, 100) == ['max_duration=250ba', 'train_subset_num_batches=50']
+    assert lengths.scaled(config, 0.5, 100) == ['max_duration=250ba', 'train_subset_num_batches=50']
 
 
 def test_nothing_is_scaled_below_one():
     config = load(BASELINE, ['max_duration=12ep'])
-    assert arms.scaled(config, 0.001, 22) == ['max_duration=1ep', 'train_subset_num_batches=1']
+    assert lengths.scaled(config, 0.001, 22) == ['max_duration=1ep', 'train_subset_num_batches=1']
 
 
 def test_times_as_shares():
     steps = ['scheduler.name=multi_step', 'scheduler.milestones=[6ep, 0.75dur, 220ba]']
     config = load(BASELINE, ['max_duration=12ep', *steps])
     # The last milestone is one of batches: 220 of 264.
-    assert arms.relative_times(config, 22) == ['scheduler.milestones=[0.5dur, 0.75dur, 0.83333333dur]']
-    relative = load(BASELINE, ['max_duration=12ep', *steps, *arms.relative_times(config, 22)])
-    assert arms.relative_times(relative, 22) == []
+    assert lengths.relative_times(config, 22) == ['scheduler.milestones=[0.5dur, 0.75dur, 0.83333333dur]']
+    relative = load(BASELINE, ['max_duration=12ep', *steps, *lengths.relative_times(config, 22)])
+    assert lengths.relative_times(relative, 22) == []
 
 
 def test_a_shortened_run_warms_up_for_the_same_share():
     config = load(BASELINE, ['max_duration=12ep', *WARM_UP])
-    assert arms.shortened(config, 22, 131) == ['max_duration=131ba', 'scheduler.t_warmup=0.25dur']
+    assert lengths.shortened(config, 22, 131) == ['max_duration=131ba', 'scheduler.t_warmup=0.25dur']
 
 
 def test_durations_that_count_no_batches_are_refused(refusal):
     with refusal("'5tok' cannot be shortened in batches", ConfigError):
-        arms.total_batches(load(BASELINE, ['max_duration=5tok']), 22)
+        lengths.total_batches(load(BASELINE, ['max_duration=5tok']), 22)
 
 
 def test_batches_in_the_same_time():
     def records(*seconds: float) -> list[dict]:
         return [{'training_seconds': value, 'effective': {'total_batches': 200}} for value in seconds]
 
-    assert compare.batches_in_the_same_time(records(10, 30), records(12, 18)) == 150
-    assert compare.batches_in_the_same_time(records(10), records(0.001)) == 1
-    assert compare.batches_in_the_same_time(records(10), []) is None
+    assert ongoing.batches_in_the_same_time(records(10, 30), records(12, 18)) == 150
+    assert ongoing.batches_in_the_same_time(records(10), records(0.001)) == 1
+    assert ongoing.batches_in_the_same_time(records(10), []) is None
 
 
 def test_each_shortened_baseline_has_the_time_of_its_arm(tmp_path):
     family = tmp_path / 'family'
     shutil.copytree(QUICKSTART, family)
     shutil.copy(family / 'freezeout.yaml', family / 'freezeout_cost_aware.yaml')
-    names = arms.family_arms(family)
-    found, data = arms.read_arms(family, names, SMALL[:3], 1.0)
-    comparison = compare.Comparison(tmp_path / 'out', found, data, [17], {})
+    names = families.family_arms(family)
+    found, data = families.read_arms(family, names, SMALL[:3], 1.0)
+    comparison = ongoing.OngoingComparison(tmp_path / 'out', found, data, [17], {})
     times = {'baseline': 10.0, 'freezeout': 9.0, 'freezeout_cost_aware': 6.0}
     for name, seconds in times.items():
         comparison.records[name, 17] = {'training_seconds': seconds, 'effective': {'total_batches': 100}}
     for short, batches in [('baseline_short', 90), ('baseline_short_cost_aware', 60)]:
-        job = comparison.with_duration(comparison.job(short, 17))
-        assert job is not None and f'max_duration={batches}ba' in job.overrides
-        assert f'run_name=quickstart-{short}' in job.overrides
-        assert 'max_duration' in job.free
+        short_job = comparison.with_duration(comparison.job(short, 17))
+        assert short_job is not None and f'max_duration={batches}ba' in short_job.overrides
+        assert f'run_name=quickstart-{short}' in short_job.overrides
+        assert 'max_duration' in short_job.free
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -401,12 +410,12 @@ def test_the_last_line_is_not_that_of_the_launcher():
         'Waiting up to 30 seconds for all training processes to terminate. Press Ctrl-C to exit immediately.\n'
         'Global rank 0 (PID 123) exited with code 1\n'
     )
-    assert runner.last_line(log) == 'RuntimeError: out of luck'
-    assert runner.last_line('') == ''
+    assert job.last_line(log) == 'RuntimeError: out of luck'
+    assert job.last_line('') == ''
 
 
-def job(output: Path, **config: object) -> runner.Job:
-    return runner.Job('arm', 3, BASELINE, (), output, config, frozenset({'max_duration'}))
+def one_job(output: Path, **config: object) -> job.Job:
+    return job.Job('arm', 3, BASELINE, (), output, config, frozenset({'max_duration'}))
 
 
 @pytest.mark.parametrize(
@@ -422,14 +431,14 @@ def job(output: Path, **config: object) -> runner.Job:
     ],
 )
 def test_which_runs_count_as_finished(content, message, tmp_path, refusal):
-    assert runner.finished([job(tmp_path, a={'b': 1})]) == {}
+    assert finished.finished([one_job(tmp_path, a={'b': 1})]) == {}
     (tmp_path / 'record.json').write_text(content)
-    one = job(tmp_path, a={'b': 1}, max_duration='5ba')
+    one = one_job(tmp_path, a={'b': 1}, max_duration='5ba')
     if message is None:
-        assert runner.finished([one]) == {one: json.loads(content)}
+        assert finished.finished([one]) == {one: json.loads(content)}
     else:
-        with refusal(message, arms.Refused):
-            runner.finished([one])
+        with refusal(message, families.Refused):
+            finished.finished([one])
 
 
 def alive(process: int) -> bool:

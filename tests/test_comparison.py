@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from composer_freezeout.compare.comparison import arm_results, best_in_the_same_time, load
+from composer_freezeout.compare.judging.comparison import load
+from composer_freezeout.compare.judging.verdict import arm_results, best_in_the_same_time
 
 from .records import FREEZEOUT, edit, folder, manifest, write
 

@@ -116,7 +116,7 @@ def test_imports_without_torch(module):
 def test_these_tests_can_fail():
     assert upward('method', 'from composer_freezeout.algorithm.freezeout import FreezeOut')
     assert upward('freezing', 'from composer_freezeout.run import build')
-    assert upward('plan', 'from composer_freezeout.compare import report')
+    assert upward('plan', 'from composer_freezeout.compare.report import page')
     assert not upward('plan', 'from composer_freezeout.run import build')
     assert 'composer' in packages('from composer.core import Event')
     assert circle({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == ['b', 'c']

@@ -1,6 +1,5 @@
 """The terminal's table and the report: complete, escaped, and the same every time."""
 
-import importlib.util
 import io
 import os
 import re
@@ -16,15 +15,12 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from composer_freezeout.compare.comparison import Comparison, load
-from composer_freezeout.compare.report import (
-    comparison_table,
-    conclusion,
-    outdated,
-    plot_learning_rates,
-    render,
-    write_report,
-)
+from composer_freezeout.compare.judging.comparison import Comparison, load
+from composer_freezeout.compare.report import command
+from composer_freezeout.compare.report.page import outdated, render, write_report
+from composer_freezeout.compare.report.plots import plot_learning_rates
+from composer_freezeout.compare.report.sentences import conclusion
+from composer_freezeout.compare.report.terminal import comparison_table
 
 from .records import edit, folder, record
 
@@ -249,8 +245,8 @@ def test_it_repeats_to_the_byte(comparison, files, tmp_path):
     code = (
         'import sys, matplotlib; matplotlib.rcParams["axes.linewidth"] = 9\n'
         'from pathlib import Path\n'
-        'from composer_freezeout.compare.comparison import load\n'
-        'from composer_freezeout.compare.report import write_report\n'
+        'from composer_freezeout.compare.judging.comparison import load\n'
+        'from composer_freezeout.compare.report.page import write_report\n'
         'write_report(load(Path(sys.argv[1])), Path(sys.argv[2]))\n'
     )
     out = tmp_path / 'out'
@@ -287,11 +283,6 @@ def test_runs_without_evaluations_still_make_a_report(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location('report_command', ROOT / 'benchmarks' / 'report.py')
-    assert spec is not None and spec.loader is not None
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
-
     assert command.main([str(tmp_path)]) == 2
     assert 'comparison.json cannot be read' in capsys.readouterr().err
     folder(tmp_path, {'baseline': [0.9], 'freezeout': [0.8]})

@@ -5,8 +5,9 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from composer_freezeout.compare.comparison import load
-from composer_freezeout.compare.report import PLOTS, outdated
+from composer_freezeout.compare.judging.comparison import load
+from composer_freezeout.compare.report.page import outdated
+from composer_freezeout.compare.report.plots import PLOTS
 from composer_freezeout.step_time import report as step_report
 from composer_freezeout.step_time import result as step_result
 

@@ -9,8 +9,9 @@ import optuna
 import pytest
 from scipy.stats import ttest_rel
 
-from composer_freezeout.compare import sweep
-from composer_freezeout.compare.arms import Refused, read_arms
+from composer_freezeout.compare import arguments
+from composer_freezeout.compare.arms.family import Refused, read_arms
+from composer_freezeout.compare.sweep import command, line, report, search, settings
 from composer_freezeout.results.stats import summary
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +21,7 @@ SMALL = ['model.name=resnet8', 'train_data.image_size=8', 'eval_data.image_size=
 
 
 def setting(**changes: object) -> dict[str, object]:
-    return {**sweep.DEFAULT, **changes}
+    return {**settings.DEFAULT, **changes}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -30,12 +31,12 @@ def setting(**changes: object) -> dict[str, object]:
 
 def test_every_setting_that_can_be_drawn_is_one_of_freezeout(tmp_path):
     (baseline, freezeout), data = read_arms(QUICKSTART, ['baseline', 'freezeout'], SMALL, 1.0)
-    explored = sweep.Sweep(tmp_path, baseline, freezeout, data, sweep.Console())
-    assert explored.default == sweep.DEFAULT
+    explored = search.Sweep(tmp_path, baseline, freezeout, data, search.Console())
+    assert explored.default == settings.DEFAULT
     study = optuna.create_study(directions=['maximize', 'maximize'], sampler=optuna.samplers.RandomSampler(seed=0))
     names = set()
     for _ in range(20):
-        drawn = sweep.suggest(study.ask())
+        drawn = settings.suggest(study.ask())
         arm = explored.setting_arm(drawn)
         (entry,) = arm.resolved['algorithms']
         assert drawn.items() <= entry.items()
@@ -44,21 +45,21 @@ def test_every_setting_that_can_be_drawn_is_one_of_freezeout(tmp_path):
 
 
 def test_names_tell_settings_apart():
-    assert sweep.name_of(setting()) == sweep.name_of(dict(reversed(setting().items())))
-    assert sweep.name_of(setting()).startswith('cubic-0.8-')
-    names = {sweep.name_of(setting(granularity=g, scale_lr=s)) for g in ('module', 'block') for s in (True, False)}
+    assert settings.name_of(setting()) == settings.name_of(dict(reversed(setting().items())))
+    assert settings.name_of(setting()).startswith('cubic-0.8-')
+    names = {settings.name_of(setting(granularity=g, scale_lr=s)) for g in ('module', 'block') for s in (True, False)}
     assert len(names) == 4
 
 
 def test_the_default_keeps_what_the_family_says():
-    assert sweep.default_setting({}) == sweep.DEFAULT
-    own = sweep.default_setting({'t_0': 0.5, 't_warmup': '0.05dur', 'layers': ['a'], 'granularity': None})
+    assert settings.default_setting({}) == settings.DEFAULT
+    own = settings.default_setting({'t_0': 0.5, 't_warmup': '0.05dur', 'layers': ['a'], 'granularity': None})
     assert own == setting(t_0=0.5, t_warmup='0.05dur')
 
 
 def test_shortened_baselines(tmp_path):
     (baseline, freezeout), data = read_arms(QUICKSTART, ['baseline', 'freezeout'], SMALL, 1.0)
-    explored = sweep.Sweep(tmp_path, baseline, freezeout, data, sweep.Console())
+    explored = search.Sweep(tmp_path, baseline, freezeout, data, search.Console())
     durations = {percent: explored.baseline_arm(percent).config.max_duration for percent in (100, 90, 60)}
     assert durations == {100: '44ba', 90: '40ba', 60: '26ba'}
 
@@ -72,10 +73,10 @@ def test_the_front_and_the_default_are_judged():
         (setting(t_0=0.8), (0.92, 0.1)),
         (setting(t_0=0.8), (0.92, 0.1)),  # drawn twice
     ]
-    values = [found['t_0'] for found in sweep.chosen(trials, 9, sweep.DEFAULT)]
+    values = [found['t_0'] for found in settings.chosen(trials, 9, settings.DEFAULT)]
     assert values == [0.8, 0.6, 0.5, 0.3]
-    assert [found['t_0'] for found in sweep.chosen(trials, 2, sweep.DEFAULT)] == [0.8, 0.3]
-    assert sweep.chosen([], 4, sweep.DEFAULT) == [sweep.DEFAULT]
+    assert [found['t_0'] for found in settings.chosen(trials, 2, settings.DEFAULT)] == [0.8, 0.3]
+    assert settings.chosen([], 4, settings.DEFAULT) == [settings.DEFAULT]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -86,36 +87,36 @@ TIMES, LINE = [100.0, 60.0, 80.0], [0.92, 0.80, 0.90]
 
 
 def test_a_setting_is_compared_with_a_baseline_of_the_same_time():
-    found = sweep.above_the_line(70.0, [0.86], TIMES, [LINE])
+    found = line.above_the_line(70.0, [0.86], TIMES, [LINE])
     # The line is at 0.85.
     assert found is not None and found.mean == pytest.approx(0.01)
-    found = sweep.above_the_line(90.0, [0.92], TIMES, [LINE])
+    found = line.above_the_line(90.0, [0.92], TIMES, [LINE])
     assert found is not None and found.mean == pytest.approx(0.01)
 
 
 def test_each_seed_has_its_own_line():
     higher = [accuracy + 0.05 for accuracy in LINE]
-    found = sweep.above_the_line(70.0, [0.85, 0.90], TIMES, [LINE, higher])
+    found = line.above_the_line(70.0, [0.85, 0.90], TIMES, [LINE, higher])
     assert found is not None and found.n == 2
     assert found.mean == pytest.approx(0.0) and found.std == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize('seconds', [50.0, 110.0])
 def test_nothing_is_said_outside_of_the_line(seconds):
-    assert sweep.above_the_line(seconds, [0.9], TIMES, [LINE]) is None
+    assert line.above_the_line(seconds, [0.9], TIMES, [LINE]) is None
 
 
 def test_p_is_that_of_a_paired_test():
     first, second = [0.90, 0.92, 0.91, 0.95], [0.89, 0.90, 0.91, 0.92]
     difference = summary([a - b for a, b in zip(first, second, strict=True)])
-    assert sweep.p_value(difference) == pytest.approx(ttest_rel(first, second).pvalue)
-    assert sweep.p_value(summary([0.1])) is None
-    assert sweep.p_value(summary([0.1, 0.1])) is None
+    assert line.p_value(difference) == pytest.approx(ttest_rel(first, second).pvalue)
+    assert line.p_value(summary([0.1])) is None
+    assert line.p_value(summary([0.1, 0.1])) is None
 
 
-def judged(*differences: float) -> sweep.Judged:
+def judged(*differences: float) -> line.Judged:
     found = summary(differences)
-    return sweep.Judged(found, sweep.p_value(found))
+    return line.Judged(found, line.p_value(found))
 
 
 @pytest.mark.parametrize(
@@ -133,21 +134,21 @@ def judged(*differences: float) -> sweep.Judged:
             '0 of 1 lie below it',
         ),
         ({'a': judged(0.02)}, 'Whether a setting lies above', 'cannot be told without spread'),
-        ({'a': sweep.Judged(None, None)}, 'No setting can be judged', 'in the range'),
+        ({'a': line.Judged(None, None)}, 'No setting can be judged', 'in the range'),
         ({}, 'No setting can be judged', 'in the range'),
     ],
 )
 def test_verdict(found, start, part):
-    text = sweep.verdict(found)
+    text = line.verdict(found)
     assert text.startswith(start) and part in text
 
 
 def test_the_verdict_is_corrected_for_the_number_of_settings():
     alone = {'a': judged(0.010, 0.014, 0.021)}
     assert 0.02 < (alone['a'].p or 0) < 0.05
-    assert sweep.verdict(alone).startswith('Above')
+    assert line.verdict(alone).startswith('Above')
     many = alone | {f'b{number}': judged(-0.01, 0.0, 0.01) for number in range(3)}
-    assert sweep.verdict(many).startswith('No setting is shown to lie above')
+    assert line.verdict(many).startswith('No setting is shown to lie above')
 
 
 def record(seconds: float, accuracy: float, saving: float) -> dict[str, object]:
@@ -155,19 +156,19 @@ def record(seconds: float, accuracy: float, saving: float) -> dict[str, object]:
 
 
 def test_results_and_table():
-    name = sweep.name_of(sweep.DEFAULT)
+    name = settings.name_of(settings.DEFAULT)
     records: dict = {
         f'baseline-{percent}': {seed: record(percent, 0.9 + percent / 1000, 0.0) for seed in (5, 6)}
-        for percent in sweep.LENGTHS
+        for percent in line.LENGTHS
     }
     records |= {name: {5: record(85, 0.99, 0.2), 6: record(75, 0.985, 0.2)}, 'failed': {}}
     del records['baseline-70'][6]
-    rows, found = sweep.results([sweep.DEFAULT], records)
-    assert [row['name'] for row in rows] == [*(f'baseline-{percent}' for percent in sweep.LENGTHS), name]
+    rows, found = line.results([settings.DEFAULT], records)
+    assert [row['name'] for row in rows] == [*(f'baseline-{percent}' for percent in line.LENGTHS), name]
     difference = found[name].difference
     # The other seed has no whole line.
     assert difference is not None and difference.n == 1 and difference.mean == pytest.approx(0.005)
-    text = sweep.table(rows, found)
+    text = report.table(rows, found)
     assert f'| {name} | t_0=0.8, how_scale="cubic", scale_lr=true, ' in text
     assert '| 2 | 98.75 ± 0.35 | 80.0 ± 7.1 | 20.0 | +0.50 | – |' in text
     json.dumps(rows, allow_nan=False)
@@ -180,13 +181,13 @@ def test_results_and_table():
 
 @pytest.mark.parametrize(('text', 'seconds'), [('90s', 90), ('30m', 1800), ('1.5h', 5400)])
 def test_durations(text, seconds):
-    assert sweep.duration(text) == seconds
+    assert arguments.duration(text) == seconds
 
 
 @pytest.mark.parametrize('text', ['', '30', '0m', '-1h', 'm', '1d'])
 def test_other_durations_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match='must be a time above 0'):
-        sweep.duration(text)
+        arguments.duration(text)
 
 
 @pytest.mark.parametrize(
@@ -198,13 +199,13 @@ def test_other_durations_are_refused(text):
 )
 def test_numbers_out_of_range_are_refused(arguments, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
-        sweep.main([str(QUICKSTART), '--out', str(tmp_path / 'out'), *arguments])
+        command.main([str(QUICKSTART), '--out', str(tmp_path / 'out'), *arguments])
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_faults_are_told_before_anything_is_trained(tmp_path, capsys):
-    assert sweep.main([str(QUICKSTART), '--out', str(tmp_path / 'out'), 'optimizer.lr=fast']) == 2
+    assert command.main([str(QUICKSTART), '--out', str(tmp_path / 'out'), 'optimizer.lr=fast']) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert 'command line: optimizer.lr' in line
     assert not (tmp_path / 'out').exists()
@@ -212,28 +213,29 @@ def test_faults_are_told_before_anything_is_trained(tmp_path, capsys):
 
 def test_a_folder_of_another_sweep_is_left_alone(tmp_path, refusal):
     out = tmp_path / 'out'
-    sweep.prepare_folder(out, {'judging_seeds': [3, 4]}, overwrite=False)
-    sweep.prepare_folder(out, {'judging_seeds': [3, 4]}, overwrite=False)
+    command.prepare_folder(out, {'judging_seeds': [3, 4]}, overwrite=False)
+    command.prepare_folder(out, {'judging_seeds': [3, 4]}, overwrite=False)
     with refusal(r'judging_seeds\.1 is 4 in this sweep and would be 5 now', Refused):
-        sweep.prepare_folder(out, {'judging_seeds': [3, 5]}, overwrite=False)
-    sweep.prepare_folder(out, {'judging_seeds': [3, 5]}, overwrite=True)
+        command.prepare_folder(out, {'judging_seeds': [3, 5]}, overwrite=False)
+    command.prepare_folder(out, {'judging_seeds': [3, 5]}, overwrite=True)
     (tmp_path / 'thesis.txt').write_text('do not lose')
     for overwrite in (False, True):
         with refusal('is not empty and holds no sweep', Refused):
-            sweep.prepare_folder(tmp_path, {}, overwrite=overwrite)
+            command.prepare_folder(tmp_path, {}, overwrite=overwrite)
     assert (tmp_path / 'thesis.txt').exists()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_sweep(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, 'LENGTHS', (100, 50))
+    for module in (line, search, report):
+        monkeypatch.setattr(module, 'LENGTHS', (100, 50))
     out = tmp_path / 'out'
     arguments = [str(QUICKSTART), '--out', str(out), '--choose-seeds', '1', '--judge-seeds', '2', '--keep', '1', *SMALL]
-    assert sweep.main([*arguments, '--trials', '2']) == 0
+    assert command.main([*arguments, '--trials', '2']) == 0
     result = json.loads((out / 'sweep.json').read_text())
     assert result['choosing_seeds'] == [17] and result['judging_seeds'] == [18, 19]
-    assert result['trials'][0]['setting'] == sweep.DEFAULT
+    assert result['trials'][0]['setting'] == settings.DEFAULT
     for row in result['judged']:
         assert row['seeds'] == [18, 19]
     assert result['verdict'] in (out / 'sweep.md').read_text()
@@ -242,13 +244,13 @@ def test_a_sweep(tmp_path, capsys, monkeypatch):
 
     files = {file: file.stat().st_mtime_ns for file in out.glob('*/seed*/record.json')}
     text = (out / 'sweep.md').read_bytes(), (out / 'accuracy_time.svg').read_bytes()
-    assert sweep.main([*arguments, '--trials', '2']) == 0
+    assert command.main([*arguments, '--trials', '2']) == 0
     assert {file: file.stat().st_mtime_ns for file in out.glob('*/seed*/record.json')} == files
     assert ((out / 'sweep.md').read_bytes(), (out / 'accuracy_time.svg').read_bytes()) == text
 
     # A judging run is done again if its record is gone, and it alone.
     lost = out / 'baseline-50' / 'seed19'
     shutil.rmtree(lost)
-    assert sweep.main([*arguments, '--trials', '2']) == 0
+    assert command.main([*arguments, '--trials', '2']) == 0
     changed = [file for file, when in files.items() if file.stat().st_mtime_ns != when]
     assert changed == [lost / 'record.json']

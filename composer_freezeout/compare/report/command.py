@@ -8,8 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from composer_freezeout.compare.comparison import load
-from composer_freezeout.compare.report import conclusion, outdated, write_report
+from composer_freezeout.compare.judging.comparison import load
+from composer_freezeout.compare.report.page import outdated, write_report
+from composer_freezeout.compare.report.sentences import conclusion
+
+__all__ = ['main']
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,83 @@
+"""Whether the runs of a comparison differ in nothing but the arm and the seed."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from composer_freezeout.compare.arms.known import BASELINE, FREEZING, SHORTENED
+
+__all__ = ['FinishedRun', 'incomparable']
+
+# Keys of a configuration that may differ between any two runs of an arm, between arms, and between runs of one arm.
+_INCIDENTAL = {'run_name', 'output', 'overwrite', 'progress_bar', 'seed'}
+_BETWEEN_ARMS = _INCIDENTAL | {'scheduler'}
+# Their warm-up is shortened with them.
+_OF_AN_ARM = {short: {'max_duration', 'scheduler'} for short in SHORTENED}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run.
+
+    Attributes:
+        arm (str): Its arm.
+        seed (int): Its seed.
+        path (str): Its record, relative to the comparison's folder, with slashes.
+        record (Mapping[str, Any]): What the record says.
+    """
+
+    arm: str
+    seed: int
+    path: str
+    record: Mapping[str, Any]
+
+
+def incomparable(runs: Sequence[FinishedRun]) -> list[str]:
+    """Lines that name a key, two values of it, and the records that have them."""
+    baseline = next(run for run in runs if run.arm == BASELINE)
+    first = {run.arm: run for run in reversed(runs)}
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for run in runs:
+        own = _OF_AN_ARM.get(run.arm, set())
+        within, between = _INCIDENTAL | own, _BETWEEN_ARMS | own
+        pairs = [
+            (baseline, _facts(baseline), _facts(run)),
+            (baseline, _settings(baseline, between, FREEZING), _settings(run, between, FREEZING)),
+            (first[run.arm], _settings(first[run.arm], within), _settings(run, within)),
+        ]
+        for reference, expected, actual in pairs:
+            expected, actual = dict(_flat(expected)), dict(_flat(actual))
+            for key in sorted(expected.keys() | actual.keys()):
+                this, other = (json.dumps(side[key]) if key in side else 'absent' for side in (actual, expected))
+                if this != other:
+                    found.setdefault((key, this, other, reference.path), []).append(run.path)
+        if run.record['seed'] != run.seed:
+            key = ('seed', str(run.record['seed']), str(run.seed), 'the name of its folder')
+            found.setdefault(key, []).append(run.path)
+    return [
+        f'{key} is {this} in {", ".join(dict.fromkeys(paths))}, but {other} in {reference}'
+        for (key, this, other, reference), paths in found.items()
+    ]
+
+
+def _facts(run: FinishedRun) -> dict[str, Any]:
+    record = run.record
+    effective = {key: record['effective'][key] for key in ('device', 'world_size', 'precision')}
+    return {'versions': record['versions'], 'hardware': record['hardware'], 'effective': effective}
+
+
+def _settings(run: FinishedRun, free: set[str], algorithms: Sequence[str] = ()) -> dict[str, Any]:
+    """A run's configuration without some of its keys and without the algorithms of some names."""
+    config = {key: value for key, value in run.record['config'].items() if key not in free}
+    config['algorithms'] = [entry for entry in config['algorithms'] if entry.get('name') not in algorithms]
+    return {'config': config}
+
+
+def _flat(value: Any, key: str = '') -> Iterator[tuple[str, Any]]:
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from _flat(item, f'{key}.{name}' if key else str(name))
+    else:
+        yield key, value

@@ -1,0 +1,1 @@
+"""The report of a comparison, and the command that writes it anew."""

@@ -1,0 +1,151 @@
+"""Over the course of training."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from composer_freezeout.compare.judging.comparable import FinishedRun
+from composer_freezeout.compare.judging.comparison import Comparison
+from composer_freezeout.compare.report.figures.style import HEIGHT, PAPER, WIDTH, add_legend, styled, styles_of
+from composer_freezeout.results.record import ACCURACY
+from composer_freezeout.results.stats import summary
+
+__all__ = ['learning_curves', 'step_times']
+
+
+@styled
+def learning_curves(comparison: Comparison) -> Figure:
+    """Draws accuracy over training time: means over the seeds at each evaluation, and their standard deviation.
+
+    Args:
+        comparison (Comparison): The runs.
+
+    Returns:
+        Figure: The plot.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout='constrained')
+    axes = figure.subplots()
+    styles = styles_of(comparison.arms)
+    for arm in comparison.arms:
+        curves = _aligned([curve for run in comparison.of(arm) if (curve := _curve(run))])
+        if not curves:
+            continue
+        colour, marker, filled = styles[arm]
+        seconds = [statistics.fmean(x for x, _ in points) for points in zip(*curves, strict=True)]
+        spread = [summary([y for _, y in points]) for points in zip(*curves, strict=True)]
+        axes.plot(
+            seconds,
+            [s.mean for s in spread],
+            color=colour,
+            linewidth=1.5,
+            linestyle='-' if filled else '--',
+            marker=marker,
+            markevery=[len(spread) - 1],
+            markerfacecolor=colour if filled else PAPER,
+            markersize=6,
+            label=arm,
+        )
+        low, high = ([s.mean + sign * (s.std or 0.0) for s in spread] for sign in (-1, 1))
+        axes.fill_between(seconds, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.set_xlabel('training time in seconds')
+    axes.set_ylabel('accuracy')
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlim(left=0)
+    add_legend(figure, axes)
+    return figure
+
+
+@styled
+def step_times(comparison: Comparison) -> Figure:
+    """Draws the time of a step, relative to one with nothing frozen: over frozen units and over frozen parameters.
+
+    Args:
+        comparison (Comparison): The runs; those without segments are left out.
+
+    Returns:
+        Figure: The plot.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout='constrained')
+    by_units, by_parameters = figure.subplots(1, 2, sharey=True)
+    styles = styles_of(comparison.arms)
+    for arm in comparison.arms:
+        runs = comparison.of(arm)
+        units = [point for run in runs for point in _step_times(run, _units_frozen)]
+        parameters = [point for run in runs for point in _step_times(run, _share_frozen(run))]
+        for axes, points in ((by_units, units), (by_parameters, parameters)):
+            if len({x for x, _ in points}) > 1:
+                _curve_through(axes, points, styles[arm], arm)
+    by_units.set_xlabel('frozen units')
+    by_units.set_ylabel('time of a step (nothing frozen: 100%)')
+    by_units.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_units.yaxis.set_major_formatter(PercentFormatter(1.0))
+    by_units.set_ylim(bottom=0)
+    by_parameters.set_xlabel('frozen parameters')
+    by_parameters.xaxis.set_major_formatter(PercentFormatter(1.0))
+    # Arms without units are in the second panel only.
+    add_legend(figure, by_parameters)
+    return figure
+
+
+def _curve(run: FinishedRun) -> list[tuple[float, float]]:
+    """Training time and accuracy at each evaluation."""
+    seconds, points = 0.0, []
+    for row in run.record['epochs']:
+        seconds += row['training_seconds']
+        value = row['eval'].get(ACCURACY)
+        if value is not None:
+            points.append((seconds, value))
+    return points
+
+
+def _aligned(curves: Sequence[list[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
+    """Cuts curves to the same number of points, the last of which stays the last."""
+    length = min(map(len, curves), default=0)
+    return [[*curve[: length - 1], curve[-1]] for curve in curves] if length else []
+
+
+def _units_frozen(segment: Mapping[str, Any]) -> int | None:
+    return segment['units_frozen']
+
+
+def _share_frozen(run: FinishedRun) -> Callable[[Mapping[str, Any]], float]:
+    # What was frozen before the run doesn't count.
+    trainable = [segment['trainable_parameters'] for segment in run.record.get('segments', ())]
+    return lambda segment: 1 - segment['trainable_parameters'] / max(trainable)
+
+
+def _step_times(run: FinishedRun, key: Callable[[Mapping[str, Any]], float | None]) -> list[tuple[float, float]]:
+    """Seconds per batch for each value of a key, relative to the time before anything froze."""
+    seconds: dict[float, float] = {}
+    batches: dict[float, int] = {}
+    for segment in run.record.get('segments', ()):
+        x = key(segment)
+        if x is not None and segment['batches']:
+            seconds[x] = seconds.get(x, 0.0) + segment['seconds']
+            batches[x] = batches.get(x, 0) + segment['batches']
+    if not seconds.get(0):
+        return []
+    whole = seconds[0] / batches[0]
+    return [(x, seconds[x] / batches[x] / whole) for x in sorted(seconds)]
+
+
+def _curve_through(axes: Axes, points: Sequence[tuple[float, float]], style: tuple[str, str, bool], label: str) -> None:
+    colour, marker, filled = style
+    places = sorted({x for x, _ in points})
+    means = [statistics.fmean(y for at, y in points if at == x) for x in places]
+    axes.scatter([x for x, _ in points], [y for _, y in points], s=7, color=colour, alpha=0.45, linewidths=0)
+    axes.plot(
+        places,
+        means,
+        color=colour,
+        linewidth=1.3,
+        linestyle='-' if filled else '--',
+        marker=marker,
+        markersize=4.5,
+        markerfacecolor=colour if filled else PAPER,
+        label=label,
+    )

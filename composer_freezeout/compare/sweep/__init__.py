@@ -1,0 +1,1 @@
+"""``composer-freezeout sweep``: a search for settings of FreezeOut that pay."""

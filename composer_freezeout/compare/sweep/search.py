@@ -1,0 +1,165 @@
+"""The runs of a sweep: settings are searched for, and the best ones are judged."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from rich.console import Console
+
+from composer_freezeout.compare.arms.dry_run import Data
+from composer_freezeout.compare.arms.family import Arm, make_arm
+from composer_freezeout.compare.arms.known import BASELINE, round_order
+from composer_freezeout.compare.arms.lengths import shortened, total_batches
+from composer_freezeout.compare.sweep.line import LENGTHS
+from composer_freezeout.compare.sweep.settings import WARM_UPS, Setting, default_setting, name_of, suggest
+from composer_freezeout.compare.training.finished import finished
+from composer_freezeout.compare.training.job import Job
+from composer_freezeout.compare.training.runner import Runner
+from composer_freezeout.results.record import ACCURACY
+
+__all__ = ['Sweep', 'completed']
+
+# Optuna's own journal.
+STUDY = 'study.log'
+
+
+@dataclass
+class Sweep:
+    """A sweep that is being run.
+
+    Attributes:
+        out (Path): Folder of the results.
+        baseline (Arm): The arm without freezing.
+        freezeout (Arm): The arm whose settings are explored.
+        data (Data): What they are trained on.
+        console (Console): Where progress is told.
+    """
+
+    out: Path
+    baseline: Arm
+    freezeout: Arm
+    data: Data
+    console: Console
+
+    def __post_init__(self) -> None:
+        self.index = next(i for i, e in enumerate(self.freezeout.config.algorithms) if e.name == 'freezeout')
+        self.default = default_setting(self.freezeout.config.algorithms[self.index].arguments)
+        self.warm_ups = tuple(dict.fromkeys([*WARM_UPS, self.default['t_warmup']]))
+
+    def setting_arm(self, setting: Setting) -> Arm:
+        """The arm with FreezeOut of other settings."""
+        own = tuple(f'algorithms.{self.index}.{key}={json.dumps(value)}' for key, value in setting.items())
+        return make_arm(name_of(setting), self.freezeout.file, (*self.freezeout.overrides, *own))
+
+    def baseline_arm(self, percent: int) -> Arm:
+        """The baseline, compressed to a share of its duration."""
+        per_epoch = self.data.batches_per_epoch
+        batches = max(1, round(total_batches(self.baseline.config, per_epoch) * percent / 100))
+        own = shortened(self.baseline.config, per_epoch, batches)
+        return make_arm(f'{BASELINE}-{percent}', self.baseline.file, (*self.baseline.overrides, *own))
+
+    def job(self, arm: Arm, seed: int) -> Job:
+        """The run of an arm with a seed."""
+        return Job(arm.name, seed, arm.file, arm.overrides, self.out / arm.name / f'seed{seed}', arm.resolved)
+
+    def explore(self, trials: int, seeds: Sequence[int], budget: float | None) -> optuna.Study:
+        """Looks for settings with a high accuracy and a high saving.
+
+        Args:
+            trials (int): How many settings are tried, in ``[1, ∞)``.
+            seeds (Sequence[int]): The choosing seeds.
+            budget (float, optional): Seconds after which no further setting is tried.
+
+        Returns:
+            optuna.Study: The trials.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(self.out / STUDY))),
+            study_name='freezeout',
+            directions=['maximize', 'maximize'],
+            load_if_exists=True,
+        )
+        # After an interruption another seed: the draws of the first one have been made.
+        study.sampler = optuna.samplers.TPESampler(seed=self.baseline.config.seed + len(study.trials))
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            # Of an interrupted sweep. Its runs are taken over when the setting is tried again.
+            study.tell(trial.number, state=TrialState.FAIL)
+            if trial.params:
+                study.enqueue_trial(trial.params)
+        if not study.trials:
+            study.enqueue_trial(self.default)
+        begun, over = time.monotonic(), len(completed(study)) + len(_given_up(study))
+        with Runner(self.console, trials * len(seeds)) as runner:
+            runner.done = over * len(seeds)
+            for number in range(over, trials):
+                if budget is not None and time.monotonic() - begun > budget:
+                    runner.say(f'The budget is spent after {number} of {trials} settings.')
+                    break
+                trial = study.ask()
+                self._try(study, trial, seeds, runner, (trials - number) * len(seeds))
+        return study
+
+    def _try(self, study: optuna.Study, trial: optuna.Trial, seeds: Sequence[int], runner: Runner, left: int) -> None:
+        setting = suggest(trial, self.warm_ups)
+        jobs = [self.job(self.setting_arm(setting), seed) for seed in seeds]
+        records: dict[int, Mapping[str, Any]] = {job.seed: record for job, record in finished(jobs).items()}
+        for position, job in enumerate(jobs):
+            if job.seed in records:
+                runner.take_over(records[job.seed], 'setting')
+                continue
+            pending = ['setting'] * (left - position - 1)
+            outcome = runner.train(job, pending, kind='setting')
+            if outcome.record is None:
+                # A setting that diverges or doesn't suit the model is out.
+                trial.set_user_attr('failure', outcome.message)
+                study.tell(trial, state=TrialState.FAIL)
+                runner.done += len(jobs) - position - 1
+                return
+            records[job.seed] = outcome.record
+        values = [(record['final'][ACCURACY], record['predicted_saving'] or 0.0) for record in records.values()]
+        study.tell(trial, [float(np.mean(column)) for column in zip(*values, strict=True)])
+
+    def judge(self, settings: Sequence[Setting], seeds: Sequence[int]) -> dict[str, dict[int, Mapping[str, Any]]]:
+        """Trains settings and baselines of several lengths with the judging seeds, interleaved.
+
+        Args:
+            settings (Sequence[Mapping[str, Any]]): The settings.
+            seeds (Sequence[int]): The judging seeds.
+
+        Returns:
+            dict[str, dict[int, Mapping[str, Any]]]: Records by name and seed.
+        """
+        arms = {
+            arm.name: arm for arm in [*map(self.baseline_arm, LENGTHS), *(self.setting_arm(item) for item in settings)]
+        }
+        schedule = [(name, seed) for n, seed in enumerate(seeds) for name in round_order(list(arms), n)]
+        jobs = [self.job(arms[name], seed) for name, seed in schedule]
+        done = finished(jobs)
+        records: dict[str, dict[int, Mapping[str, Any]]] = {name: {} for name in arms}
+        with Runner(self.console, len(jobs)) as runner:
+            for job, record in done.items():
+                records[job.label][job.seed] = record
+                runner.take_over(record, job.label)
+            todo = [job for job in jobs if job not in done]
+            for position, job in enumerate(todo):
+                outcome = runner.train(job, [other.label for other in todo[position + 1 :]])
+                if outcome.record is not None:
+                    records[job.label][job.seed] = outcome.record
+        return records
+
+
+def completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(states=(TrialState.COMPLETE,))
+
+
+def _given_up(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in study.get_trials(states=(TrialState.FAIL,)) if 'failure' in trial.user_attrs]
