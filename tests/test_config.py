@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from composer_freezeout.run.command import main
-from composer_freezeout.run.config import ConfigError, Fault, describe, load, parse, read_yaml, suggest
+from composer_freezeout.run.config import load, parse
+from composer_freezeout.run.faults import ConfigError, Fault, describe, suggest
+from composer_freezeout.run.yaml_files import read_yaml
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,8 +14,10 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from composer_freezeout.run.build import assemble
-from composer_freezeout.run.config import Augment, ConfigError, DataConfig, load
+from composer_freezeout.run.config import load
 from composer_freezeout.run.data import ImageTensors, Normalize, Source, augmented, build_data, open_source, per_rank
+from composer_freezeout.run.data_config import Augment, DataConfig
+from composer_freezeout.run.faults import ConfigError
 
 YAMLS = Path(__file__).parent.parent / 'yamls'
 

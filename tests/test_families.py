@@ -9,7 +9,10 @@ from composer.core import Time, TimeUnit
 from composer_freezeout.method.schedule import freeze_times
 from composer_freezeout.run import registry
 from composer_freezeout.run.build import assemble
-from composer_freezeout.run.config import load, read_yaml
+from composer_freezeout.run.config import load
+from composer_freezeout.run.families import find_config, find_family, names
+from composer_freezeout.run.faults import ConfigError, Refused
+from composer_freezeout.run.yaml_files import read_yaml
 
 YAMLS = Path(__file__).parent.parent / 'yamls'
 QUICKSTART = 'quickstart'
@@ -135,3 +138,46 @@ def test_a_family_trains(family, arm, tmp_path):
     after = dict(trainer.state.model.named_parameters())
     assert all(parameter.isfinite().all() for parameter in after.values())
     assert any(not torch.equal(before[name], parameter) for name, parameter in after.items())
+
+
+# --- families by name
+
+
+def test_the_families_are_named():
+    assert names() == FAMILIES
+
+
+@pytest.mark.parametrize(
+    ('name', 'file'),
+    [
+        ('quickstart', 'freezeout'),
+        ('quickstart.yaml', 'freezeout'),
+        ('quickstart/baseline', 'baseline'),
+        ('quickstart/layer_freezing.yaml', 'layer_freezing'),
+    ],
+)
+def test_a_name_stands_for_a_configuration_of_the_package(name, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == file_of('quickstart', file)
+
+
+def test_a_file_or_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('quickstart').mkdir()
+    # Such as a folder of results.
+    assert find_family('quickstart') == YAMLS / 'quickstart'
+    assert find_config('quickstart') == file_of('quickstart', 'freezeout')
+    Path('quickstart', 'baseline.yaml').touch()
+    assert find_family('quickstart') == Path('quickstart')
+    assert find_config('quickstart/baseline.yaml') == Path('quickstart/baseline.yaml')
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path, monkeypatch, refusal):
+    monkeypatch.chdir(tmp_path)
+    with refusal("no such file, and no family of that name; did you mean 'quickstart'. families: densenet"):
+        find_config('quikstart')
+    with refusal('quikstart: no such folder, and no family of that name', Refused):
+        find_family('quikstart')
+    with refusal("the family 'quickstart' has no basline; did you mean 'baseline'.", ConfigError):
+        find_config('quickstart/basline')
+    assert find_config('my/own.yaml') == Path('my/own.yaml')

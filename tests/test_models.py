@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from composer_freezeout.freezing.observing.partition import partition_model
 from composer_freezeout.freezing.observing.rehearsal import rehearse
-from composer_freezeout.run.config import ConfigError, ModelConfig
+from composer_freezeout.run.config import ModelConfig
+from composer_freezeout.run.faults import ConfigError
 from composer_freezeout.run.models import CifarResNet, build_model
 
 DENSENET = {'name': 'densenet_bc', 'depth': 76, 'growth_rate': 12}

@@ -14,7 +14,8 @@ from composer.core import Algorithm, Callback, Time
 from composer.loggers import LoggerDestination
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.run.config import Component, ConfigError
+from composer_freezeout.run.config import Component
+from composer_freezeout.run.faults import ConfigError
 from composer_freezeout.run.registry import (
     ALGORITHMS,
     CALLBACKS,

@@ -15,7 +15,8 @@ from composer_freezeout.method.schedule import freeze_times
 from composer_freezeout.run import data
 from composer_freezeout.run.build import assemble
 from composer_freezeout.run.command import main
-from composer_freezeout.run.config import load, read_yaml
+from composer_freezeout.run.config import load
+from composer_freezeout.run.yaml_files import read_yaml
 
 ROOT = Path(__file__).parent.parent
 

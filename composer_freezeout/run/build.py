@@ -11,8 +11,9 @@ from composer import DataSpec, Trainer
 from composer.utils import dist, get_device, reproducibility
 
 from composer_freezeout.run import registry
-from composer_freezeout.run.config import Component, ConfigError, Fault, RunConfig
+from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data import build_data, per_rank
+from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.record import Recorder
 from composer_freezeout.run.registry import Bound, Constructor, bind

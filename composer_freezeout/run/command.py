@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ruamel.yaml import YAML
-
 from composer_freezeout.results.environment import environment
 from composer_freezeout.results.files import CONFIG, RECORD, json_safe, write_json
 from composer_freezeout.results.record import FORMAT, Record
-from composer_freezeout.run.config import ConfigError, Fault, RunConfig, describe, load
+from composer_freezeout.run.config import RunConfig, load
+from composer_freezeout.run.faults import ConfigError, Fault, describe
+from composer_freezeout.run.families import find_config, names
+from composer_freezeout.run.yaml_files import write_yaml
 
 if TYPE_CHECKING:
     from composer_freezeout.run.build import Run
@@ -26,8 +27,9 @@ __all__ = ['main']
 
 _EPILOG = """\
 examples:
-  composer run yamls/quickstart.yaml
-  composer run yamls/quickstart.yaml max_duration=2ep optimizer.lr=0.1 algorithms.0.t_0=0.5
+  composer-freezeout run quickstart
+  composer-freezeout run quickstart/baseline max_duration=2ep optimizer.lr=0.1
+  composer run yamls/quickstart.yaml algorithms.0.t_0=0.5
   composer -n 2 run yamls/quickstart.yaml
   composer -m composer_freezeout.run my.yaml
 """
@@ -43,17 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         int: 0, or 2 if the configuration is at fault. What goes wrong in training is raised.
     """
     parser = argparse.ArgumentParser(
-        prog='composer run',
+        prog='composer-freezeout run',
         description='Train what a YAML file describes; write record.json and config.yaml to its output folder.',
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('file', help='the YAML file')
+    parser.add_argument('file', help=f'a YAML file, or the name of a family: {", ".join(names())}')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='values that replace those of the file')
     arguments = parser.parse_args(argv)
     command = _command(sys.argv[1:] if argv is None else argv)
+    file: str | Path = arguments.file
     try:
-        config = load(arguments.file, arguments.overrides)
+        file = find_config(arguments.file)
+        config = load(file, arguments.overrides)
         _check_output(config)
         # Imported here: torch and Composer take seconds, and a typing error should be told at once.
         from composer_freezeout.run.build import assemble
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = parts.build()
         _fit(run, config, {'config_file': arguments.file, 'command': command})
     except ConfigError as error:
-        _report([describe(fault, arguments.file, arguments.overrides) for fault in error.faults])
+        _report([describe(fault, file, arguments.overrides) for fault in error.faults])
         return 2
     return 0
 
@@ -130,7 +134,7 @@ def _now() -> str:
 def _fit(run: 'Run', config: RunConfig, origin: Mapping[str, Any]) -> None:
     folder, state, started = Path(config.output), run.trainer.state, _now()
     if _rank() == 0:
-        _write_yaml(folder / CONFIG, run.config)
+        write_yaml(folder / CONFIG, run.config)
     try:
         assert state.max_duration is not None
         # A run that was interrupted after its last checkpoint has only its record left to write.
@@ -184,14 +188,6 @@ def _predicted_saving(run: 'Run', config: RunConfig) -> float | None:
         return None
     epochs = max(1, round(state.timestamp.batch.value / state.dataloader_len.value))
     return predict_saving(build_model(config.model), run.recorder.example, state.algorithms, epochs)
-
-
-def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    yaml = YAML(typ='safe', pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
-    with path.open('w', encoding='utf-8') as file:
-        yaml.dump(content, file)
 
 
 if __name__ == '__main__':

@@ -23,18 +23,17 @@ from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from composer_freezeout.run.config import (
+from composer_freezeout.run.data_config import (
     Augment,
     Cifar10,
     Cifar100,
-    ConfigError,
     DataConfig,
     Digits,
-    Fault,
     ImageFolder,
     Streaming,
     Synthetic,
 )
+from composer_freezeout.run.faults import ConfigError, Fault
 
 __all__ = ['ImageTensors', 'Normalize', 'Source', 'augmented', 'build_data', 'open_source', 'per_rank']
 

@@ -19,7 +19,8 @@ from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 from torchvision.models.vgg import cfgs
 from torchvision.ops import Conv2dNormActivation
 
-from composer_freezeout.run.config import ConfigError, Fault, ModelConfig, suggest
+from composer_freezeout.run.config import ModelConfig
+from composer_freezeout.run.faults import ConfigError, Fault, suggest
 from composer_freezeout.run.registry import check_arguments, constructed
 
 __all__ = ['CifarDenseNet', 'CifarResNet', 'CifarVGG16', 'CifarWideResNet', 'build_model']

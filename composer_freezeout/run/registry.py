@@ -34,7 +34,8 @@ from pydantic import (
 from torch.optim.optimizer import required
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
-from composer_freezeout.run.config import Component, ConfigError, Fault, faults_of, suggest
+from composer_freezeout.run.config import Component
+from composer_freezeout.run.faults import ConfigError, Fault, faults_of, suggest
 
 __all__ = [
     'ALGORITHMS',
