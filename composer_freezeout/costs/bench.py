@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from composer_freezeout.freezing.observing.units import Unit
 from composer_freezeout.freezing.prefix.prefix import BatchNormMode, UnitFreezer
 
-__all__ = ['StepSeconds']
+__all__ = ['Bench', 'StepSeconds', 'samples_of']
 
 _SMALLEST_BATCH = 2  # of which BatchNorm still has statistics
 
@@ -44,8 +44,17 @@ class StepSeconds:
         return self.forward + self.backward + self.optimizer
 
 
-class _Bench:
-    """A copy of the model that trains without moving."""
+class Bench:
+    """A copy of a model that trains without moving: its learning rates are 0.
+
+    Args:
+        model (ComposerModel): The model, with nothing frozen by an algorithm yet. It is not changed.
+        units (Sequence[Unit]): Its ``n`` units, first to freeze first.
+        make_optimizer (Callable[[Any], Optimizer]): From param groups, one per unit, to the optimizer.
+        device (torch.device): Where it trains.
+        precision (str): Composer's name of the precision.
+        batchnorm (str): ``'eval'``, ``'batch'`` or ``'update'``.
+    """
 
     def __init__(
         self,
@@ -67,6 +76,15 @@ class _Bench:
             group['lr'] = 0.0
 
     def step(self, batch: Any, units_frozen: int = 0) -> StepSeconds:
+        """Does a training step.
+
+        Args:
+            batch (Any): The batch, on the device.
+            units_frozen (int): In ``[0, n)``. Default: 0.
+
+        Returns:
+            StepSeconds: What it took.
+        """
         self.freezer.set_frozen(units_frozen)
         self.freezer.hold_modes()
         times = [self._now()]
@@ -82,11 +100,19 @@ class _Bench:
         return StepSeconds(*(after - before for before, after in pairwise(times)))
 
     def largest_part(self, batch: Any, seconds: float) -> Any:
-        """The first samples of a batch, as many as a step can handle within some seconds and the device's memory."""
-        size = min(_SMALLEST_BATCH, _size(batch))
+        """The first samples of a batch, as many as a step can handle within some seconds and the device's memory.
+
+        Args:
+            batch (Any): The batch, on the device.
+            seconds (float): For a step; two samples are taken in any case.
+
+        Returns:
+            Any: At least two samples, if the batch has them.
+        """
+        size = min(_SMALLEST_BATCH, samples_of(batch))
         self.step(_first(batch, size))  # whatever happens only once
-        while size < _size(batch):
-            larger = min(2 * size, _size(batch))
+        while size < samples_of(batch):
+            larger = min(2 * size, samples_of(batch))
             taken = self.step(_first(batch, size)).total
             if taken * larger / size > seconds:
                 break
@@ -100,7 +126,15 @@ class _Bench:
         return _first(batch, size)
 
     def unit_forward(self, batch: Any, repeats: int) -> tuple[float, ...]:
-        """Median seconds of each unit's modules in a forward pass."""
+        """Median seconds of each unit's modules in a forward pass.
+
+        Args:
+            batch (Any): The batch, on the device.
+            repeats (int): Of how many passes, in ``[1, ∞)``.
+
+        Returns:
+            tuple[float, ...]: ``n`` numbers.
+        """
         self.freezer.set_frozen(0)
         rounds = []
         for _ in range(repeats):
@@ -149,7 +183,8 @@ def _modules_of(model: nn.Module, unit: Unit) -> list[nn.Module]:
     return list(chosen.values())
 
 
-def _size(batch: Any) -> int:
+def samples_of(batch: Any) -> int:
+    """Samples of a batch, in any nesting of tensors with the samples in front."""
     sizes: list[int] = []
     map_collection(batch, lambda tensor: sizes.append(len(tensor)))
     return sizes[0]

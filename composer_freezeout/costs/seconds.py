@@ -1,4 +1,4 @@
-"""Measures on the real device what a training step takes with ``k`` frozen units, and what it waits for."""
+"""Measures on the real device what a training step takes with ``k`` frozen units."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ from composer.models import ComposerModel
 from composer.utils import map_collection
 from torch.optim import Optimizer
 
-from composer_freezeout.costs.bench import StepSeconds, _Bench, _size
+from composer_freezeout.costs.bench import Bench, StepSeconds, samples_of
 from composer_freezeout.freezing.observing.units import Unit
 from composer_freezeout.freezing.prefix.prefix import BatchNormMode
 
@@ -119,30 +119,38 @@ def profile_steps(
         raise ValueError(f'budget_seconds must be above 0, got {budget_seconds}')
     device = torch.device(device)
     started = time.perf_counter()
-    bench = _Bench(model, units, make_optimizer, device, precision, batchnorm)
+    bench = Bench(model, units, make_optimizer, device, precision, batchnorm)
     counts = counts_to_measure(len(units)) if counts is None else counts
     batch = map_collection(batch, lambda tensor: tensor.to(device))
     # The warm-up and the rounds; a frozen model's steps are cheaper, which leaves a reserve.
     steps = (1 + min(repeats, 3)) * len(counts)
     batch = bench.largest_part(batch, (budget_seconds - (time.perf_counter() - started)) / steps)
-    for count in counts:
-        bench.step(batch, count)
-    samples: dict[int, list[StepSeconds]] = defaultdict(list)
-    for done in range(repeats):
-        before = time.perf_counter()
-        for count in counts:
-            samples[count].append(bench.step(batch, count))
-        now = time.perf_counter()
-        if done + 1 < repeats and now - started + (now - before) > budget_seconds:
-            break
+    samples = _rounds(bench, batch, counts, repeats, until=started + budget_seconds)
     return StepProfile(
         steps={count: _median(steps) for count, steps in samples.items()},
         unit_forward=bench.unit_forward(batch, len(samples[0])),
-        batch_size=_size(batch),
+        batch_size=samples_of(batch),
         repeats=len(samples[0]),
         device=device,
         precision=precision,
     )
+
+
+def _rounds(
+    bench: Bench, batch: Any, counts: Sequence[int], repeats: int, until: float
+) -> dict[int, list[StepSeconds]]:
+    """Steps by number of frozen units, which take turns; a round that would last too long is not begun."""
+    for count in counts:
+        bench.step(batch, count)
+    samples: dict[int, list[StepSeconds]] = defaultdict(list)
+    for _ in range(repeats):
+        before = time.perf_counter()
+        for count in counts:
+            samples[count].append(bench.step(batch, count))
+        now = time.perf_counter()
+        if now + (now - before) > until:
+            break
+    return samples
 
 
 def _median(steps: Sequence[StepSeconds]) -> StepSeconds:

@@ -14,53 +14,85 @@ from composer_freezeout.run.data import build_data
 from composer_freezeout.run.data_config import Cifar10, Cifar100, DataConfig, ImageFolder, Streaming
 from composer_freezeout.run.faults import ConfigError, Fault
 
-__all__ = []
+__all__ = ['Batches', 'look_at_data']
 
 # Random samples where there are no data: a CPU profiles no more of them.
 _RANDOM_SAMPLES_ON_CPU = 256
 
 
 @dataclass(frozen=True)
-class _Data:
-    """Batches to look at, and what is known of the others."""
+class Batches:
+    """Batches to look at, and what is known of the others.
+
+    Attributes:
+        example (Any): Two samples on the CPU: images ``(2, channels, height, width)``, ready for the model, and labels.
+        batch (Any): A whole batch, likewise; None if nothing is measured.
+        loading (Loading, optional): How fast batches come; None if that isn't measured, or the data aren't there.
+        per_epoch (int, optional): Batches of an epoch; None if the data aren't there.
+        notes (tuple[str, ...]): What was assumed or left out.
+    """
 
     example: Any
     batch: Any
     loading: Loading | None
-    batches_per_epoch: int | None
+    per_epoch: int | None
+    notes: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, ...]:
+        """Channels, height and width."""
         return tuple(self.example[0].shape[1:])
 
 
-def _data(config: RunConfig, device: str, image_size: int | None, *, measure: bool, notes: list[str]) -> _Data:
+def look_at_data(config: RunConfig, device: str, image_size: int | None, *, measure: bool) -> Batches:
+    """Takes batches of the run's data, or makes random ones. Nothing is downloaded.
+
+    Args:
+        config (RunConfig): A checked configuration.
+        device (str): Where steps are measured, as torch calls it.
+        image_size (int, optional): Pixels, in ``[1, ∞)``, where there are no data and the file doesn't say.
+        measure (bool): Whether steps and loading are to be measured.
+
+    Returns:
+        Batches: What there is.
+
+    Raises:
+        ConfigError: If the data can't be read, or nothing tells the size of their images.
+    """
     if _is_there(config.train_data):
-        section, name = config.train_data, 'gpu' if device == 'cuda' else 'cpu'
-        spec = build_data(section, 'train_data', num_classes=config.model.num_classes, seed=config.seed, device=name)
-        loader: Any = spec.dataloader
+        return _of_data(config, device, measure)
+    return _at_random(config, device, image_size, measure)
 
-        def prepared(batch: Any) -> Any:
-            return map_collection(spec.batch_transforms(batch), lambda tensor: tensor.cpu())
 
-        ends = [loader.dataset[0], loader.dataset[len(loader.dataset) - 1]]
-        example = tuple(torch.stack([torch.as_tensor(part) for part in parts]) for parts in zip(*ends, strict=True))
-        batches = min(len(loader), config.train_subset_num_batches or len(loader))
-        loading, batch = None, None
-        if measure:
-            loading, batch = profile_loading(loader), prepared(next(iter(loader)))
-        return _Data(prepared(example), batch, loading, batches)
+def _of_data(config: RunConfig, device: str, measure: bool) -> Batches:
+    section, name = config.train_data, 'gpu' if device == 'cuda' else 'cpu'
+    spec = build_data(section, 'train_data', num_classes=config.model.num_classes, seed=config.seed, device=name)
+    loader: Any = spec.dataloader
 
-    size = _image_size(config.train_data, image_size)
-    notes.append(
-        f'no data in {str(_folder(config.train_data))!r}: random images of {size}x{size} pixels in their place, and '
-        'waiting for data is not measured'
+    def prepared(batch: Any) -> Any:
+        return map_collection(spec.batch_transforms(batch), lambda tensor: tensor.cpu())
+
+    ends = [loader.dataset[0], loader.dataset[len(loader.dataset) - 1]]
+    example = tuple(torch.stack([torch.as_tensor(part) for part in parts]) for parts in zip(*ends, strict=True))
+    per_epoch = min(len(loader), config.train_subset_num_batches or len(loader))
+    if not measure:
+        return Batches(prepared(example), None, None, per_epoch)
+    loading = profile_loading(loader)
+    return Batches(prepared(example), prepared(next(iter(loader))), loading, per_epoch)
+
+
+def _at_random(config: RunConfig, device: str, image_size: int | None, measure: bool) -> Batches:
+    data, size = config.train_data, _image_size(config.train_data, image_size)
+    samples = data.batch_size if device == 'cuda' else min(data.batch_size, _RANDOM_SAMPLES_ON_CPU)
+    generator = torch.Generator().manual_seed(config.seed)
+    samples = max(2, samples if measure else 2)
+    images = torch.randn(samples, config.model.in_channels, size, size, generator=generator)
+    batch = images, torch.randint(config.model.num_classes, (samples,), generator=generator)
+    note = (
+        f'no data in {str(_folder(data))!r}: random images of {size}x{size} pixels in their place, and waiting for '
+        'data is not measured'
     )
-    samples = config.train_data.batch_size
-    if device == 'cpu':
-        samples = min(samples, _RANDOM_SAMPLES_ON_CPU)
-    batch = _random_batch(config, max(2, samples if measure else 2), size)
-    return _Data(map_collection(batch, lambda tensor: tensor[:2]), batch, None, None)
+    return Batches(map_collection(batch, lambda tensor: tensor[:2]), batch, None, None, (note,))
 
 
 def _folder(data: DataConfig) -> Path | None:
@@ -89,9 +121,3 @@ def _image_size(data: DataConfig, image_size: int | None) -> int:
         fault = 'there are no images there, and with cache: true only they tell their size; give --image-size PIXELS'
         raise ConfigError([Fault('train_data.root', f'{str(_folder(data))!r}: {fault}')])
     return known
-
-
-def _random_batch(config: RunConfig, samples: int, size: int) -> Any:
-    generator = torch.Generator().manual_seed(config.seed)
-    images = torch.randn(samples, config.model.in_channels, size, size, generator=generator)
-    return images, torch.randint(config.model.num_classes, (samples,), generator=generator)

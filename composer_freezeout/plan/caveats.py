@@ -1,11 +1,9 @@
 """Where freezing does not pay, or training would refuse the settings."""
 
-from collections.abc import Mapping
-
 from composer_freezeout.freezing.observing.partition import Partition
-from composer_freezeout.plan.plan import Plan, Prediction
+from composer_freezeout.plan.plan import Plan
 
-__all__ = []
+__all__ = ['warnings_of']
 
 # From this share of a step on, waiting for data is worth a warning.
 _WAITS = 0.1
@@ -15,30 +13,46 @@ _HARDLY_SAVES = 0.15
 _TRIED = 0.3
 
 
-def _with_warnings(plan: Plan, partition: Partition) -> Plan:
-    return Plan(**{**vars(plan), 'warnings': tuple(_warnings(plan, partition))})
+def warnings_of(plan: Plan, partition: Partition) -> tuple[str, ...]:
+    """What a user should know before training.
 
+    Args:
+        plan (Plan): The plan.
+        partition (Partition): The units that it is for.
 
-def _warnings(plan: Plan, partition: Partition) -> list[str]:
-    warnings = []
-    measured, prediction, last = plan.measured, plan.prediction, plan.units[-1]
-    if measured is not None and measured.wait_share is not None and measured.wait_share > _WAITS:
-        seconds = _by_model(plan)['seconds'].saving
-        warnings.append(
-            f'input-bound: {measured.wait_share:.0%} of a step is waiting for data, which freezing does not shorten; '
-            f'the saving of the wall clock shrinks from {seconds:.1%} to {measured.saving_with_wait:.1%}'
-        )
-    if prediction.largest < _HARDLY_SAVES:
-        warnings.append(
-            f'freezing can save at most {prediction.largest:.1%} of this model ({prediction.model}), whatever t_0 is; '
-            f'its last unit, {last.name}, which trains to the end, is {last.step_share:.0%} of a step'
-        )
+    Returns:
+        tuple[str, ...]: Sentences without a full stop.
+    """
     bad_cuts = partition.describe_bad_cuts()
-    if bad_cuts is not None:
-        warnings.append(bad_cuts)
-    chosen = {plan.t_0: plan.units[0].t_i}
-    if prediction.t_0 is not None and prediction.first_freeze is not None:
-        chosen[prediction.t_0] = prediction.first_freeze
+    return (*_waits(plan), *_hardly_saves(plan), *([] if bad_cuts is None else [bad_cuts]), *_unusual_t_0(plan))
+
+
+def _waits(plan: Plan) -> list[str]:
+    measured = plan.measured
+    if measured is None or measured.wait_share is None or measured.wait_share <= _WAITS:
+        return []
+    seconds = next(prediction.saving for prediction in plan.predictions if prediction.model == 'seconds')
+    return [
+        f'input-bound: {measured.wait_share:.0%} of a step is waiting for data, which freezing does not shorten; '
+        f'the saving of the wall clock shrinks from {seconds:.1%} to {measured.saving_with_wait:.1%}'
+    ]
+
+
+def _hardly_saves(plan: Plan) -> list[str]:
+    prediction, last = plan.prediction, plan.units[-1]
+    if prediction.largest >= _HARDLY_SAVES:
+        return []
+    return [
+        f'freezing can save at most {prediction.largest:.1%} of this model ({prediction.model}), whatever t_0 is; '
+        f'its last unit, {last.name}, which trains to the end, is {last.step_share:.0%} of a step'
+    ]
+
+
+def _unusual_t_0(plan: Plan) -> list[str]:
+    chosen, found = {plan.t_0: plan.units[0].t_i}, plan.prediction
+    if found.t_0 is not None and found.first_freeze is not None:
+        chosen[found.t_0] = found.first_freeze
+    warnings = []
     for t_0, first_freeze in chosen.items():
         if plan.warmup >= first_freeze:
             warnings.append(
@@ -48,7 +62,3 @@ def _warnings(plan: Plan, partition: Partition) -> list[str]:
         if t_0 < _TRIED:
             warnings.append(f't_0 {t_0:.3f} is below what the paper tried ({_TRIED} to 0.9)')
     return warnings
-
-
-def _by_model(plan: Plan) -> Mapping[str, Prediction]:
-    return {prediction.model: prediction for prediction in plan.predictions}

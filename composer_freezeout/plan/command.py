@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from composer_freezeout.plan.terminal import _measurement, _yaml_costs, print_plan
+from composer_freezeout.plan.terminal import measurement, print_plan, yaml_costs
+from composer_freezeout.run.arguments import count
 from composer_freezeout.run.config import RunConfig, load
 from composer_freezeout.run.faults import ConfigError, Fault, describe
 
@@ -85,11 +86,11 @@ def _plan_parser() -> argparse.ArgumentParser:
         '--unit-costs', type=Path, metavar='FILE', help='measure what freezing each unit saves, and write it as YAML: '
         "FreezeOut's unit_costs",
     )  # fmt: skip
-    parser.add_argument('--image-size', type=_count, metavar='PIXELS', help='where neither data nor the file tell it')
+    parser.add_argument('--image-size', type=count, metavar='PIXELS', help='where neither data nor the file tell it')
     profile = parser.add_mutually_exclusive_group()
     profile.add_argument('--no-profile', action='store_true', help='measure nothing')
     profile.add_argument(
-        '--profile-steps', type=_count, default=5, metavar='N', help='steps to measure for each number of frozen '
+        '--profile-steps', type=count, default=5, metavar='N', help='steps to measure for each number of frozen '
         'units, fewer where time runs out (default: 5)',
     )  # fmt: skip
     return parser
@@ -103,12 +104,6 @@ def _saving(text: str) -> float:
     if not 0 < saving < 1:
         raise argparse.ArgumentTypeError(f'must be a share in (0, 1), such as 0.15, got {text!r}')
     return saving
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f'must be a whole number of at least 1, got {text!r}')
-    return int(text)
 
 
 def _make_plan(config: RunConfig, arguments: argparse.Namespace, console: Console) -> 'Plan':
@@ -148,8 +143,8 @@ def _write_unit_costs(plan: 'Plan', file: Path, console: Console) -> None:
         raise ConfigError([Fault('--unit-costs', f'{fault} with --profile-steps')])
     lines = [
         f'# FreezeOut for {plan.run_name}: milliseconds that freezing each unit takes off a step, first unit first.',
-        f'# {_measurement(plan)}',
-        _yaml_costs(plan.cost_aware.unit_costs),
+        f'# {measurement(plan)}',
+        yaml_costs(plan.cost_aware.unit_costs),
     ]
     try:
         file.write_text('\n'.join([*lines, '']), encoding='utf-8')

@@ -1,23 +1,75 @@
-"""The parts of the run that a plan needs, made from its YAML file."""
+"""The parts of a run that its plan needs, made from the YAML file."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from composer.models import ComposerModel
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
+from composer_freezeout.costs.predict import partition_for
 from composer_freezeout.freezing.observing.partition import Partition
 from composer_freezeout.run import registry
 from composer_freezeout.run.config import RunConfig
 from composer_freezeout.run.faults import ConfigError, Fault
-from composer_freezeout.run.predicted import partition_for
 from composer_freezeout.run.registry import Bound, bind
 
-__all__ = []
+__all__ = ['Components', 'Place', 'components_of', 'partition_of', 'place_to_measure']
 
 
-def _components(config: RunConfig, notes: list[str]) -> tuple[int | None, FreezeOut, Bound]:
-    """Index of FreezeOut, FreezeOut, and the optimizer, with nothing left to complain of."""
+@dataclass(frozen=True)
+class Components:
+    """What the file names, with nothing left to complain of.
+
+    Attributes:
+        index (int, optional): Of FreezeOut in ``algorithms``; None if it isn't there.
+        freezeout (FreezeOut): The algorithm, with its defaults if it isn't there.
+        optimizer (Bound): To be built.
+        notes (tuple[str, ...]): What was assumed or left out.
+    """
+
+    index: int | None
+    freezeout: FreezeOut
+    optimizer: Bound
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where steps are measured.
+
+    Attributes:
+        device (str): As torch calls it.
+        precision (str): As Composer calls it.
+        as_asked (bool): Whether that is what the file asks for.
+    """
+
+    device: str
+    precision: str
+    as_asked: bool
+
+    def note(self, config: RunConfig) -> tuple[str, ...]:
+        """What to know of seconds that are measured there: one sentence, or nothing."""
+        if self.as_asked:
+            return ()
+        return (
+            f'the file asks for {config.precision} on a GPU, and there is none here: seconds are those of this CPU in '
+            'fp32, and a GPU divides its time otherwise; run the plan there, too',
+        )
+
+
+def components_of(config: RunConfig) -> Components:
+    """Makes FreezeOut and binds the optimizer.
+
+    Args:
+        config (RunConfig): A checked configuration.
+
+    Returns:
+        Components: Both.
+
+    Raises:
+        ConfigError: If an argument is at fault, with a fault for each.
+    """
     faults: list[Fault] = []
     bound: dict[str, Bound] = {}
     entries = [(registry.ALGORITHMS, entry, f'algorithms.{i}', 0) for i, entry in enumerate(config.algorithms)]
@@ -31,40 +83,50 @@ def _components(config: RunConfig, notes: list[str]) -> tuple[int | None, Freeze
         faults.append(Fault(f'algorithms.{ours[1]}', 'FreezeOut stands more than once in `algorithms`; give it once'))
     if faults:
         raise ConfigError(faults)
-    others = [entry.name for entry in config.algorithms if entry.name != 'freezeout']
-    if others:
-        notes.append(f'other algorithms of the file are left out of the plan: {", ".join(others)}')
-    if not ours:
-        freezeout = FreezeOut()
-        notes.append(
-            f'the file has no freezeout among its algorithms: planned with its defaults, t_0 {freezeout.settings.t_0} and '
-            f'how_scale {freezeout.settings.how_scale}'
-        )
-        return None, freezeout, bound['optimizer']
-    return ours[0], bound[f'algorithms.{ours[0]}'].build(), bound['optimizer']
+    others = ', '.join(entry.name for entry in config.algorithms if entry.name != 'freezeout')
+    notes = [f'other algorithms of the file are left out of the plan: {others}'] if others else []
+    if ours:
+        return Components(ours[0], bound[f'algorithms.{ours[0]}'].build(), bound['optimizer'], tuple(notes))
+    freezeout = FreezeOut()
+    notes.append(
+        'the file has no freezeout among its algorithms: planned with its defaults, '
+        f't_0 {freezeout.settings.t_0} and how_scale {freezeout.settings.how_scale}'
+    )
+    return Components(None, freezeout, bound['optimizer'], tuple(notes))
 
 
-def _device(config: RunConfig, notes: list[str]) -> tuple[str, str]:
-    """Where to measure, as torch calls it, and in which precision."""
+def place_to_measure(config: RunConfig) -> Place:
+    """Chooses the device that the file asks for, or this CPU where there is none.
+
+    Args:
+        config (RunConfig): A checked configuration.
+
+    Returns:
+        Place: The device and its precision.
+    """
     if config.device != 'cpu' and torch.cuda.is_available():
-        return 'cuda', config.precision
-    if config.device == 'gpu' or config.precision != 'fp32':
-        notes.append(
-            f'the file asks for {config.precision} on a GPU, and there is none here: seconds are those of this CPU in '
-            'fp32, and a GPU divides its time otherwise; run the plan there, too'
-        )
-    return 'cpu', 'fp32'
+        return Place('cuda', config.precision, as_asked=True)
+    return Place('cpu', 'fp32', as_asked=config.device != 'gpu' and config.precision == 'fp32')
 
 
-def _is_as_asked(config: RunConfig, device: str, precision: str) -> bool:
-    return precision == config.precision and not (config.device == 'gpu' and device == 'cpu')
+def partition_of(model: ComposerModel, example: Any, components: Components) -> Partition:
+    """The units that FreezeOut will make of the model.
 
+    Args:
+        model (ComposerModel): The model, before training.
+        example (Any): A batch, two samples suffice: images ``(n, channels, height, width)`` and labels.
+        components (Components): FreezeOut, and where it stands.
 
-def _partition(model: ComposerModel, example: Any, freezeout: FreezeOut, index: int | None) -> Partition:
+    Returns:
+        Partition: The units.
+
+    Raises:
+        ConfigError: If ``layers`` doesn't fit the model, or the model can't be run on such images.
+    """
     try:
-        return partition_for(model, example, freezeout)
+        return partition_for(model, example, components.freezeout.settings)
     except ValueError as error:
-        path = '' if index is None else f'algorithms.{index}.layers'
+        path = '' if components.index is None else f'algorithms.{components.index}.layers'
         raise ConfigError([Fault(path, ' '.join(str(error).split()).removeprefix('layers: '))]) from error
     except (AssertionError, RuntimeError) as error:
         shape = 'x'.join(str(length) for length in example[0].shape[1:])

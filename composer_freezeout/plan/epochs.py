@@ -7,51 +7,68 @@ from typing import cast
 
 from composer.core import State, Time, TimeUnit
 
-from composer_freezeout.algorithm.freezeout import FreezeOut
 from composer_freezeout.algorithm.progress import as_progress
-from composer_freezeout.plan.batches import _Data
-from composer_freezeout.run.config import (
-    RunConfig,
-)
+from composer_freezeout.run.config import RunConfig
 
-__all__ = []
+__all__ = ['Epochs', 'warmup_end']
 
 
-class _Clock:
-    """From progress to epochs."""
+class Epochs:
+    """The epochs of a run that has not begun.
 
-    def __init__(self, config: RunConfig, data: _Data, stretch: float) -> None:
-        duration, self.batches = Time.from_timestring(config.max_duration), data.batches_per_epoch
-        self.epochs = stretch * duration.value if duration.unit == TimeUnit.EPOCH else None
-        self.total: float | None = None  # batches
-        if self.batches is not None and duration.unit == TimeUnit.SAMPLE:
-            self.total = stretch * duration.value / config.train_data.batch_size
-        elif self.batches is not None and duration.unit in (TimeUnit.EPOCH, TimeUnit.BATCH):
-            per_unit = self.batches if duration.unit == TimeUnit.EPOCH else 1
-            self.total = round(stretch * duration.value * per_unit)
+    Args:
+        config (RunConfig): A checked configuration.
+        batches_per_epoch (int, optional): None if the data aren't there.
+        stretch (float): How many times as long the run is as the configuration says, in ``[1, ∞)``.
+    """
 
-    def epoch(self, progress: float) -> int | None:
-        """Epoch, counted from 1, of the first batch from there on; None if there is none, or it can't be told."""
-        if self.total is not None and self.batches is not None:
+    def __init__(self, config: RunConfig, batches_per_epoch: int | None, stretch: float) -> None:
+        duration, self._per_epoch = Time.from_timestring(config.max_duration), batches_per_epoch
+        self._epochs = stretch * duration.value if duration.unit == TimeUnit.EPOCH else None
+        self._batches: float | None = None
+        if batches_per_epoch is not None and duration.unit == TimeUnit.SAMPLE:
+            self._batches = stretch * duration.value / config.train_data.batch_size
+        elif batches_per_epoch is not None and duration.unit in (TimeUnit.EPOCH, TimeUnit.BATCH):
+            per_unit = batches_per_epoch if duration.unit == TimeUnit.EPOCH else 1
+            self._batches = round(stretch * duration.value * per_unit)
+
+    def at(self, progress: float) -> int | None:
+        """Epoch, counted from 1, of the first batch from there on; None if there is none, or it can't be told.
+
+        Args:
+            progress (float): Of the run, in ``[0, 1]``.
+
+        Returns:
+            int, optional: In ``[1, ∞)``.
+        """
+        if self._batches is not None and self._per_epoch is not None:
             # By the same division as in training: its rounding decides where a unit is due with the start of a batch.
-            total, count = self.total, math.ceil(self.total)
+            total, count = self._batches, math.ceil(self._batches)
             batch = bisect_left(range(count), progress, key=lambda batch: batch / total)
-            return batch // self.batches + 1 if batch < count else None
-        if self.epochs is not None and progress < 1:
-            return math.floor(progress * self.epochs) + 1
+            return batch // self._per_epoch + 1 if batch < count else None
+        if self._epochs is not None and progress < 1:
+            return math.floor(progress * self._epochs) + 1
         return None
 
 
-def _warmup(
-    config: RunConfig, freezeout: FreezeOut, batches_per_epoch: int | None, stretch: float, notes: list[str]
-) -> float:
-    if freezeout.t_warmup is None:
+def warmup_end(config: RunConfig, warmup: Time | None, batches_per_epoch: int | None, stretch: float) -> float:
+    """Progress at which a warm-up ends.
+
+    Args:
+        config (RunConfig): A checked configuration.
+        warmup (Time, optional): The warm-up.
+        batches_per_epoch (int, optional): None if the data aren't there.
+        stretch (float): How many times as long the run is as the configuration says, in ``[1, ∞)``.
+
+    Returns:
+        float: In ``[0, ∞)``; 0 without a warm-up.
+
+    Raises:
+        ValueError: If it can't be told without knowing the length of an epoch.
+    """
+    if warmup is None:
         return 0.0
     length = None if batches_per_epoch is None else Time(batches_per_epoch, TimeUnit.BATCH)
     state = SimpleNamespace(max_duration=Time.from_timestring(config.max_duration), dataloader_len=length)
-    try:
-        share = as_progress(freezeout.t_warmup, cast(State, state))
-    except ValueError as error:
-        notes.append(f'the warm-up is left out: {error}')
-        return 0.0
-    return share if freezeout.t_warmup.unit == TimeUnit.DURATION else share / stretch
+    share = as_progress(warmup, cast(State, state))
+    return share if warmup.unit == TimeUnit.DURATION else share / stretch

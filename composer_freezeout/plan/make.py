@@ -1,36 +1,21 @@
-"""Plans FreezeOut for the run that a YAML file describes: what freezes when, and what that saves.
+"""Makes a plan: looks at the run of a YAML file, counts its FLOPs, measures its steps, and says what freezing saves.
 
-Costs come from three models (:mod:`composer_freezeout.costs.saving`); the third is measured on this
-machine. Nothing here says what freezing costs in accuracy.
+Costs come from three models (:mod:`composer_freezeout.plan.cost_models`). Nothing here says what freezing costs in
+accuracy.
 """
 
-from collections.abc import Mapping, Sequence
-
-from composer.models import ComposerModel
-from composer.utils import reproducibility
+from collections.abc import Sequence
+from dataclasses import replace
 
 from composer_freezeout.costs.flops import UnitFlops, step_flops_by_units_frozen, unit_flops
-from composer_freezeout.costs.saving import (
-    in_stages,
-    interpolated,
-    paper_costs,
-)
-from composer_freezeout.costs.seconds import counts_to_measure, profile_steps
-from composer_freezeout.freezing.execution.compilation import is_compiled, stage_limit
-from composer_freezeout.freezing.observing.units import Unit
-from composer_freezeout.method.schedule import freeze_stages
-from composer_freezeout.plan.batches import _data
-from composer_freezeout.plan.caveats import _with_warnings
-from composer_freezeout.plan.components import _components, _device, _is_as_asked, _partition
-from composer_freezeout.plan.cost_models import _prediction
-from composer_freezeout.plan.epochs import _Clock, _warmup
-from composer_freezeout.plan.plan import CostModel, Plan, PlannedUnit
-from composer_freezeout.plan.seconds import _cost_aware, _measured, _unit_seconds
-from composer_freezeout.run.config import (
-    RunConfig,
-)
-from composer_freezeout.run.models import build_model
-from composer_freezeout.run.registry import constructed
+from composer_freezeout.costs.seconds import StepProfile, counts_to_measure, profile_steps
+from composer_freezeout.plan.caveats import warnings_of
+from composer_freezeout.plan.cost_models import Counted, predict
+from composer_freezeout.plan.epochs import Epochs, warmup_end
+from composer_freezeout.plan.look import Looked, look_at
+from composer_freezeout.plan.measured import cost_aware, how_measured, unit_seconds
+from composer_freezeout.plan.plan import Measured, Plan, PlannedUnit, Prediction
+from composer_freezeout.run.config import RunConfig
 
 __all__ = ['make_plan']
 
@@ -62,137 +47,120 @@ def make_plan(
     Raises:
         ConfigError: If the configuration is at fault, or the model can't be run.
     """
-    notes: list[str] = []
-    index, freezeout, optimizer = _components(config, notes)
-    reproducibility.seed_all(config.seed)
-    model = build_model(config.model)
-    device, precision = _device(config, notes if profile_repeats else [])
-    data = _data(config, device, image_size, measure=profile_repeats is not None, notes=notes)
-    partition = _partition(model, data.example, freezeout, index)
-    units = partition.units
-    with constructed(f'algorithms.{index}', vars(freezeout)):
-        times = freezeout.freeze_times(len(units), heads=partition.heads)
-    flops = [UnitFlops(*_per_sample(unit)) for unit in unit_flops(model, data.example, units)]
+    run = look_at(config, image_size, measure=profile_repeats is not None)
     profile = None
     if profile_repeats is not None:
-        usual = counts_to_measure(len(units))
-        counts = range(len(units)) if every_unit else usual
-        profile = profile_steps(
-            model,
-            data.batch,
-            units,
-            optimizer.build,
-            device=device,
-            precision=precision,
-            batchnorm=freezeout.settings.batchnorm,
-            repeats=profile_repeats,
-            budget_seconds=budget_seconds * len(counts) / len(usual),
-            counts=counts,
-        )
-
-    max_stages = stage_limit(freezeout.settings.max_stages, is_compiled(model))
-    stages = freeze_stages(len(units) - partition.heads + 1, max_stages)
-    costs: dict[CostModel, list[float]] = {
-        'paper': in_stages(paper_costs([unit.forward for unit in flops]), stages),
-        'flops': in_stages(_per_sample(step_flops_by_units_frozen(model, data.example, units)), stages),
-    }
-    cost_aware = None
-    if profile is not None:
-        steps = {count: step.total for count, step in profile.scaled(config.train_data.batch_size).items()}
-        seconds = interpolated(steps, len(units))
-        costs['seconds'] = in_stages(seconds, stages)
-        cost_aware = _cost_aware(seconds, costs['seconds'], len(steps) == len(units), freezeout, partition.heads)
-    predictions = tuple(
-        _prediction(name, cost, freezeout, partition.heads, target, profile) for name, cost in costs.items()
-    )
-    saving = {prediction.model: prediction.saving for prediction in predictions}
-    as_asked = profile is not None and _is_as_asked(config, device, precision)
-    measured = profile and _measured(profile, config, costs['seconds'], data.loading, times)
-
-    stretch = 1 / (1 - saving['flops']) if freezeout.const_time else 1.0
-    if freezeout.const_time:
-        notes.append(
-            f'const_time: the run is {stretch:.3f} times as long as {config.max_duration}, and freeze epochs are those '
-            'of the longer run'
-        )
-    warmup = _warmup(config, freezeout, data.batches_per_epoch, stretch, notes)
+        profile = _profile(run, profile_repeats, budget_seconds, every_unit)
+    counted = _count(run, profile)
+    heads = run.partition.heads
+    predictions = predict(counted, run.components.freezeout, run.stages, heads, target)
+    stretch, stretch_notes = _stretch(run, predictions)
+    warmup, warmup_notes = _warmup(run, stretch)
+    place_notes = run.place.note(config) if profile is not None else ()
+    settings = run.settings
     plan = Plan(
         run_name=config.run_name,
         duration=config.max_duration,
-        batch_size=config.train_data.batch_size,
-        image_shape=data.image_shape,
-        algorithm=index,
-        t_0=freezeout.settings.t_0,
-        how_scale=freezeout.settings.how_scale,
-        scale_lr=freezeout.settings.scale_lr,
-        unit_costs=None if freezeout.settings.unit_costs is None else tuple(freezeout.settings.unit_costs),
-        cost_shift=freezeout.settings.cost_shift,
+        batch_size=run.batch_size,
+        image_shape=run.batches.image_shape,
+        algorithm=run.components.index,
+        t_0=settings.t_0,
+        how_scale=settings.how_scale,
+        scale_lr=settings.scale_lr,
+        unit_costs=None if settings.unit_costs is None else tuple(settings.unit_costs),
+        cost_shift=settings.cost_shift,
         warmup=warmup,
-        stages=len(stages) - 1,
-        heads=partition.heads,
-        units=_planned_units(
-            _sizes(model, units),
-            flops,
-            _unit_seconds(profile, config.train_data.batch_size, len(units)),
-            times,
-            stages,
-            _Clock(config, data, stretch),
-        ),
+        stages=len(run.stages) - 1,
+        heads=heads,
+        units=_planned_units(run, counted.units, profile, Epochs(config, run.batches.per_epoch, stretch)),
         predictions=predictions,
-        relied_on='seconds' if as_asked else 'flops',
+        relied_on='seconds' if profile is not None and run.place.as_asked else 'flops',
         target=target,
-        measured=measured,
-        cost_aware=cost_aware,
-        notes=tuple(notes),
+        measured=None if profile is None else _how_measured(run, profile, predictions),
+        cost_aware=None if profile is None else cost_aware(profile, run.batch_size, settings, run.stages, heads),
+        notes=(*run.components.notes, *place_notes, *run.batches.notes, *stretch_notes, *warmup_notes),
         warnings=(),
     )
-    return _with_warnings(plan, partition)
+    return replace(plan, warnings=warnings_of(plan, run.partition))
 
 
-# --- what the file says
+def _profile(run: Looked, repeats: int, budget_seconds: float, every_unit: bool) -> StepProfile:
+    units = run.partition.units
+    usual = counts_to_measure(len(units))
+    counts = range(len(units)) if every_unit else usual
+    return profile_steps(
+        run.model,
+        run.batches.batch,
+        units,
+        run.components.optimizer.build,
+        device=run.place.device,
+        precision=run.place.precision,
+        batchnorm=run.settings.batchnorm,
+        repeats=repeats,
+        budget_seconds=budget_seconds * len(counts) / len(usual),
+        counts=counts,
+    )
 
 
-# --- data
+def _count(run: Looked, profile: StepProfile | None) -> Counted:
+    example, units = run.batches.example, run.partition.units
+    return Counted(
+        units=[UnitFlops(*_per_sample(unit)) for unit in unit_flops(run.model, example, units)],
+        steps=_per_sample(step_flops_by_units_frozen(run.model, example, units)),
+        seconds=None if profile is None else profile.scaled(run.batch_size),
+        device='GPU' if run.place.device == 'cuda' else 'CPU',
+    )
 
 
 def _per_sample(of_example: Sequence[int]) -> list[int]:
     return [flops // 2 for flops in of_example]
 
 
-# --- what it comes to
+def _stretch(run: Looked, predictions: Sequence[Prediction]) -> tuple[float, Sequence[str]]:
+    """How many times as long the run is as the file says."""
+    if not run.components.freezeout.const_time:
+        return 1.0, ()
+    saving = next(prediction.saving for prediction in predictions if prediction.model == 'flops')
+    stretch = 1 / (1 - saving)
+    return stretch, [
+        f'const_time: the run is {stretch:.3f} times as long as {run.config.max_duration}, and freeze epochs are those '
+        'of the longer run'
+    ]
 
 
-def _sizes(model: ComposerModel, units: Sequence[Unit]) -> dict[str, int]:
-    return {unit.name: sum(model.get_parameter(name).numel() for name in unit.parameters) for unit in units}
+def _warmup(run: Looked, stretch: float) -> tuple[float, Sequence[str]]:
+    """Progress at which the warm-up ends."""
+    try:
+        return warmup_end(run.config, run.components.freezeout.t_warmup, run.batches.per_epoch, stretch), ()
+    except ValueError as error:
+        return 0.0, [f'the warm-up is left out: {error}']
+
+
+def _how_measured(run: Looked, profile: StepProfile, predictions: Sequence[Prediction]) -> Measured:
+    step_costs = next(prediction.step_costs for prediction in predictions if prediction.model == 'seconds')
+    return how_measured(profile, run.batch_size, step_costs, run.batches.loading, run.times)
 
 
 def _planned_units(
-    sizes: Mapping[str, int],
-    flops: Sequence[UnitFlops],
-    seconds: Sequence[tuple[float | None, float | None]],
-    times: Sequence[float],
-    stages: Sequence[int],
-    clock: _Clock,
+    run: Looked, flops: Sequence[UnitFlops], profile: StepProfile | None, epochs: Epochs
 ) -> tuple[PlannedUnit, ...]:
-    whole = sum(sum(unit) for unit in flops)
+    units, whole = run.partition.units, sum(sum(unit) for unit in flops)
+    seconds = [(None, None)] * len(units) if profile is None else unit_seconds(profile, run.batch_size)
     planned = []
-    for index, (name, size) in enumerate(sizes.items()):
-        stage = next((stage for stage in stages if stage > index), None)
-        freezes_at = 1.0 if stage is None else times[stage - 1]
+    for index, unit in enumerate(units):
+        stage = next((stage for stage in run.stages if stage > index), None)
+        freezes_at = 1.0 if stage is None else run.times[stage - 1]
         planned.append(
             PlannedUnit(
-                name=name.removeprefix('module.'),
-                parameters=size,
+                name=unit.name.removeprefix('module.'),
+                parameters=sum(run.model.get_parameter(name).numel() for name in unit.parameters),
                 forward_flops=flops[index].forward,
                 step_share=sum(flops[index]) / whole,
                 forward_seconds=seconds[index][0],
                 backward_seconds=seconds[index][1],
-                t_i=times[index],
+                t_i=run.times[index],
                 freezes_at=freezes_at,
-                freeze_epoch=clock.epoch(freezes_at),
+                freeze_epoch=epochs.at(freezes_at),
             )
         )
     return tuple(planned)
-
-
-# --- where it doesn't pay

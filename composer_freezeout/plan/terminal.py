@@ -10,10 +10,11 @@ from rich.table import Table
 if TYPE_CHECKING:
     from composer_freezeout.plan.plan import CostAware, Plan
 
-__all__ = ['print_plan']
+__all__ = ['measurement', 'print_plan', 'yaml_costs']
 
 
-def _yaml_costs(unit_costs: Sequence[float]) -> str:
+def yaml_costs(unit_costs: Sequence[float]) -> str:
+    """FreezeOut's ``unit_costs`` as a line of YAML."""
     return f'unit_costs: [{", ".join(f"{cost:g}" for cost in unit_costs)}]'
 
 
@@ -39,7 +40,7 @@ def print_plan(plan: 'Plan', console: Console, file: str) -> None:
     console.print('What it saves, by three models of what a step costs', style='bold')
     console.print(_prediction_table(plan))
     if plan.measured is not None:
-        _print_lines(console, [_measurement(plan)])
+        _print_lines(console, [measurement(plan)])
     if plan.cost_aware is not None:
         _print_lines(console, _shifted(plan.cost_aware))
     console.print()
@@ -113,7 +114,8 @@ def _prediction_table(plan: 'Plan') -> Table:
     return table
 
 
-def _measurement(plan: 'Plan') -> str:
+def measurement(plan: 'Plan') -> str:
+    """How the seconds of a plan were measured, in sentences; the plan has some."""
     measured = plan.measured
     assert measured is not None
     text = (
@@ -134,7 +136,7 @@ def _shifted(cost_aware: 'CostAware') -> list[str]:
         f'Cost-aware: with freeze times shifted by these {costs}, on average the same as the paper’s, it saves '
         f'{cost_aware.saving:.1%} instead of {cost_aware.paper_saving:.1%} (seconds)'
     )
-    return [f'{saving}.', *([_yaml_costs(cost_aware.unit_costs)] if cost_aware.measured_at_each else [])]
+    return [f'{saving}.', *([yaml_costs(cost_aware.unit_costs)] if cost_aware.measured_at_each else [])]
 
 
 def _print_advice(plan: 'Plan', console: Console, file: str) -> None:
