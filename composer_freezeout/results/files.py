@@ -1,5 +1,6 @@
 """The files that commands leave behind: their names, and JSON that is there as a whole or not at all."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ['CONFIG', 'MANIFEST', 'RECORD', 'json_safe', 'write_json', 'write_text']
+__all__ = ['CONFIG', 'MANIFEST', 'RECORD', 'json_safe', 'make_folder', 'write_bytes', 'write_json', 'write_text']
 
 # Of a run: what it measured, and its configuration with every default filled in.
 RECORD, CONFIG = 'record.json', 'config.yaml'
@@ -56,12 +57,42 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: If it cannot be written; names the file, and leaves the old one.
     """
+    write_bytes(path, text.encode('utf-8'))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file in one step.
+
+    Args:
+        path (Path): The file; its folder exists.
+        content (bytes): What it is to hold.
+
+    Raises:
+        OSError: If it cannot be written; names the file, and leaves the old one.
+    """
     # By process: two that write the same file do not write into each other's.
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        temporary.write_text(text, encoding='utf-8')
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         # Of a full disk the error names no file.
-        temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and the folders above it, and tries whether files can be written there.
+
+    To be called before hours of work whose results go there.
+
+    Args:
+        folder (Path): The folder; it may be there.
+
+    Raises:
+        OSError: If it cannot be made or written to; names it, or the folder above it that is at fault.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / '.trial', b'trial')
+    (folder / '.trial').unlink()
