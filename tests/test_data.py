@@ -15,9 +15,10 @@ from pydantic import TypeAdapter
 
 from composer_freezeout.run.build import assemble
 from composer_freezeout.run.config import load
-from composer_freezeout.run.data import ImageTensors, Normalize, Source, augmented, build_data, open_source, per_rank
+from composer_freezeout.run.data import build_data, open_source, per_rank
 from composer_freezeout.run.data_config import Augment, DataConfig
 from composer_freezeout.run.faults import ConfigError
+from composer_freezeout.run.images import ImageTensors, Normalize, Source, augmented
 
 YAMLS = Path(__file__).parent.parent / 'yamls'
 

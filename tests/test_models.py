@@ -8,9 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from composer_freezeout.freezing.observing.partition import partition_model
 from composer_freezeout.freezing.observing.rehearsal import rehearse
+from composer_freezeout.run.cifar_networks import CifarResNet
 from composer_freezeout.run.config import ModelConfig
 from composer_freezeout.run.faults import ConfigError
-from composer_freezeout.run.models import CifarResNet, build_model
+from composer_freezeout.run.models import build_model
 
 DENSENET = {'name': 'densenet_bc', 'depth': 76, 'growth_rate': 12}
 WRN = {'name': 'wrn', 'depth': 40, 'widen_factor': 4}

@@ -16,15 +16,8 @@ from composer.loggers import LoggerDestination
 from composer_freezeout import FreezeOut
 from composer_freezeout.run.config import Component
 from composer_freezeout.run.faults import ConfigError
-from composer_freezeout.run.registry import (
-    ALGORITHMS,
-    CALLBACKS,
-    LOGGERS,
-    OPTIMIZERS,
-    SCHEDULERS,
-    bind,
-    check_arguments,
-)
+from composer_freezeout.run.registry import ALGORITHMS, CALLBACKS, LOGGERS, OPTIMIZERS, SCHEDULERS, bind
+from composer_freezeout.run.signatures import check_arguments
 
 
 def component(name: str, **arguments: Any) -> Component:

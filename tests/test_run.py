@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from composer_freezeout.method.schedule import freeze_times
-from composer_freezeout.run import data
+from composer_freezeout.run import images
 from composer_freezeout.run.build import assemble
 from composer_freezeout.run.command import main
 from composer_freezeout.run.config import load
@@ -165,7 +165,7 @@ def test_a_file_is_no_output_folder(yaml, capsys):
 @pytest.fixture
 def crash(monkeypatch):
     """The sixth batch breaks."""
-    original, calls = data.ImageTensors.__getitems__, []
+    original, calls = images.ImageTensors.__getitems__, []
 
     def break_at_the_sixth(self, indices):
         calls.append(len(indices))
@@ -173,7 +173,7 @@ def crash(monkeypatch):
             raise RuntimeError('the disk is gone')
         return original(self, indices)
 
-    monkeypatch.setattr(data.ImageTensors, '__getitems__', break_at_the_sixth)
+    monkeypatch.setattr(images.ImageTensors, '__getitems__', break_at_the_sixth)
     return monkeypatch
 
 

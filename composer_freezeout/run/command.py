@@ -16,8 +16,8 @@ from composer_freezeout.results.environment import environment
 from composer_freezeout.results.files import CONFIG, RECORD, json_safe, write_json
 from composer_freezeout.results.record import FORMAT, Record
 from composer_freezeout.run.config import RunConfig, load
-from composer_freezeout.run.faults import ConfigError, Fault, describe
 from composer_freezeout.run.families import find_config, names
+from composer_freezeout.run.faults import ConfigError, Fault, describe
 from composer_freezeout.run.yaml_files import write_yaml
 
 if TYPE_CHECKING:

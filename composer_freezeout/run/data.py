@@ -4,11 +4,10 @@ Small images live in memory as one ``uint8`` tensor, are picked and augmented a 
 the device: loading is meant never to be what training waits for.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,117 +16,15 @@ import torchvision
 from composer.core import DataSpec
 from composer.utils import dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
-from torchvision.datasets.folder import default_loader
-from torchvision.io import ImageReadMode, read_image
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torch.utils.data import DataLoader
 
-from composer_freezeout.run.data_config import (
-    Augment,
-    Cifar10,
-    Cifar100,
-    DataConfig,
-    Digits,
-    ImageFolder,
-    Streaming,
-    Synthetic,
-)
+from composer_freezeout.run.data_config import Cifar10, Cifar100, DataConfig, Digits, Streaming, Synthetic
 from composer_freezeout.run.faults import ConfigError, Fault
+from composer_freezeout.run.image_files import open_image_folder, open_streaming
+from composer_freezeout.run.images import ImageTensors, Normalize, Source, is_streaming
+from composer_freezeout.run.memory import check_memory
 
-__all__ = ['ImageTensors', 'Normalize', 'Source', 'augmented', 'build_data', 'open_source', 'per_rank']
-
-
-def augmented(images: Tensor, augment: Augment) -> Tensor:
-    """Shifts and flips each image of a batch at random, drawing from torch's global generator.
-
-    Args:
-        images (Tensor): ``(batch, channels, height, width)``.
-        augment (Augment): Pixels of zero padding around the image before a crop of its own size, and whether to flip.
-
-    Returns:
-        Tensor: Of the same shape and type.
-    """
-    batch, _, height, width = images.shape
-    if augment.crop_padding:
-        windows = F.pad(images, (augment.crop_padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-        top, left = torch.randint(2 * augment.crop_padding + 1, (2, batch))
-        images = windows[torch.arange(batch), :, top, left]
-    if augment.flip:
-        images = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, images.flip(3), images)
-    return images
-
-
-class ImageTensors(Dataset):
-    """Images in memory, handed out as whole batches.
-
-    Args:
-        images (Tensor): ``uint8``, ``(samples, channels, height, width)``.
-        labels (Tensor): ``int64``, ``(samples,)``.
-        augment (Augment, optional): Random changes made to each batch.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, augment: Augment | None = None):
-        self.images = images
-        self.labels = labels
-        self.augment = augment
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A collated batch."""
-        chosen = torch.as_tensor(indices)
-        images = self.images[chosen]
-        return (augmented(images, self.augment) if self.augment else images), self.labels[chosen]
-
-
-class Normalize:
-    """Moves a batch to a device, and there makes its ``uint8`` images floating point, normalised for each channel.
-
-    Args:
-        mean (Sequence[float]): Of pixels scaled to ``[0, 1]``.
-        std (Sequence[float]): Likewise, above 0.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        self.mean = torch.tensor(mean).view(-1, 1, 1) * 255
-        self.std = torch.tensor(std).view(-1, 1, 1) * 255
-
-    def to(self, device: torch.device) -> 'Normalize':
-        """Chooses the device; returns the object itself."""
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
-        return self
-
-    def __call__(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Images and labels, on the device."""
-        images, labels = (part.to(self.mean.device, non_blocking=True) for part in batch)
-        return (images - self.mean) / self.std, labels
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set together with what the loader needs to know of it.
-
-    Args:
-        dataset (Dataset): Map-style and sized, or a ``streaming.StreamingDataset``, which deals out its samples itself.
-        normalize (Normalize): Applied on the device.
-        num_classes (int, optional): Labels are in ``[0, num_classes)``; None where the files don't tell.
-    """
-
-    dataset: Dataset
-    normalize: Normalize
-    num_classes: int | None
-
-    @property
-    def samples(self) -> int:
-        """Samples of an epoch over all processes."""
-        # The length of a streaming data set is that of this process's share.
-        return self.dataset.size if _is_streaming(self.dataset) else len(self.dataset)  # pyright: ignore
+__all__ = ['build_data', 'open_source', 'per_rank']
 
 
 def _cifar(config: Cifar10 | Cifar100, path: str, folder: type, mean: Sequence[float], std: Sequence[float]) -> Source:
@@ -171,103 +68,14 @@ def _digits(config: Digits, path: str) -> Source:
 def _synthetic(config: Synthetic, path: str) -> Source:
     generator = torch.Generator().manual_seed(2 * config.seed + (config.split == 'test'))
     shape = (config.num_samples, config.channels, config.image_size, config.image_size)
+    size = math.prod(shape) + config.num_samples * torch.int64.itemsize
+    remedy = 'take fewer num_samples or a smaller image_size'
+    check_memory(size, f'{path}.num_samples', f'{config.num_samples} images', remedy)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     labels = torch.randint(config.num_classes, (config.num_samples,), generator=generator)
     deviation = (1 / 12) ** 0.5  # of a uniform distribution
     normalize = Normalize([0.5] * config.channels, [deviation] * config.channels)
     return Source(ImageTensors(images, labels, config.augment), normalize, config.num_classes)
-
-
-def _image_folder(config: ImageFolder, path: str) -> Source:
-    assert config.split is not None, 'filled in with the role'
-    folder = Path(config.root) / config.split
-    if not folder.is_dir():
-        key = 'root' if not Path(config.root).is_dir() else 'split'
-        fault = f'no folder {str(folder)!r}; it must hold one folder of images for each class'
-        raise ConfigError([Fault(f'{path}.{key}', fault)])
-    transform = None if config.cache else _file_transform(config)
-    try:
-        files = torchvision.datasets.ImageFolder(str(folder), transform=transform)
-    except FileNotFoundError as error:
-        raise ConfigError([Fault(f'{path}.root', ' '.join(str(error).split()))]) from error
-    dataset = _decoded(files, config, path) if config.cache else files
-    return Source(dataset, Normalize(config.mean, config.std), len(files.classes))
-
-
-def _streaming(config: Streaming, path: str, seed: int) -> Source:
-    try:
-        # Imported here: the package is optional.
-        from composer_freezeout.run.mds import StreamingImages
-    except ImportError as error:
-        fault = f"{config.name!r} needs mosaicml-streaming ({error}); pip install 'composer-freezeout[streaming]'"
-        raise ConfigError([Fault(f'{path}.name', fault)]) from error
-    assert config.split is not None, 'filled in with the role'
-    key, place = ('local', config.local) if config.remote is None else ('remote', config.remote)
-    index = Path(config.local, config.split, 'index.json')
-    if config.remote is None and not index.is_file():
-        fault = f'no MDS data set in {str(index.parent)!r} (it has no index.json); write one there or give remote'
-        raise ConfigError([Fault(f'{path}.{key}', fault)])
-    batch_size = per_rank(config.batch_size, path)
-    try:
-        dataset = StreamingImages(
-            remote=config.remote,
-            local=config.local,
-            split=config.split,
-            transform=_file_transform(config),
-            batch_size=batch_size,
-            shuffle=bool(config.shuffle),
-            shuffle_seed=seed,
-            cache_limit=config.cache_limit,
-            predownload=config.predownload,
-            num_canonical_nodes=config.num_canonical_nodes,
-            download_retry=config.download_retry,
-            download_timeout=config.download_timeout,
-        )
-    except Exception as error:  # each kind of storage has errors of its own
-        message = ' '.join(str(error).split())
-        fault = f'{place!r} cannot be opened, split {config.split!r} ({type(error).__name__}: {message})'
-        raise ConfigError([Fault(f'{path}.{key}', fault)]) from error
-    columns = list(dataset.shards[0].column_names)
-    if not {'x', 'y'} <= set(columns):
-        fault = f'{place!r} has the columns {columns}, not x (the image) and y (the class); write it with these'
-        raise ConfigError([Fault(f'{path}.{key}', fault)])
-    return Source(dataset, Normalize(config.mean, config.std), None)
-
-
-def _is_streaming(dataset: Dataset) -> bool:
-    return isinstance(dataset, IterableDataset)
-
-
-def _file_transform(config: ImageFolder | Streaming) -> v2.Transform:
-    assert config.image_size is not None, 'filled in where images are resized'
-    if config.augment is None:
-        # The customary ratio of 256 to 224.
-        steps = [v2.Resize(round(config.image_size * 256 / 224)), v2.CenterCrop(config.image_size)]
-    else:
-        steps = [v2.RandomResizedCrop(config.image_size)]
-        steps += [v2.RandomHorizontalFlip()] if config.augment.flip else []
-    return v2.Compose([*steps, v2.PILToTensor()])
-
-
-def _decode(file: str) -> Tensor:
-    # torchvision's own decoder is several times as fast as Pillow, also in threads, but knows fewer formats.
-    try:
-        return read_image(file, ImageReadMode.RGB)
-    except RuntimeError:
-        return pil_to_tensor(default_loader(file))
-
-
-def _decoded(files: torchvision.datasets.ImageFolder, config: ImageFolder, path: str) -> ImageTensors:
-    images = [_decode(file) for file, _ in files.samples]
-    for (file, _), image in zip(files.samples, images, strict=True):
-        if image.shape != images[0].shape:
-            (_, height, width), (_, other_height, other_width) = images[0].shape, image.shape
-            fault = (
-                f'true needs images of one size, but {files.samples[0][0]} is {width}x{height} '
-                f'and {file} is {other_width}x{other_height}; set cache: false and image_size'
-            )
-            raise ConfigError([Fault(f'{path}.cache', fault)])
-    return ImageTensors(torch.stack(images), torch.tensor(files.targets, dtype=torch.int64), config.augment)
 
 
 _SOURCES = {
@@ -284,7 +92,7 @@ _SOURCES = {
         std=(0.2673, 0.2564, 0.2762),
     ),
     'digits': _digits,
-    'image_folder': _image_folder,
+    'image_folder': open_image_folder,
     'synthetic': _synthetic,
 }
 
@@ -304,7 +112,7 @@ def open_source(config: DataConfig, path: str = 'train_data', seed: int = 0) -> 
         ConfigError: If its files are missing or unfit.
     """
     if isinstance(config, Streaming):
-        return _streaming(config, path, seed)
+        return open_streaming(config, path, seed, per_rank(config.batch_size, path))
     return _SOURCES[config.name](config, path)
 
 
@@ -361,7 +169,7 @@ def build_data(config: DataConfig, path: str, *, num_classes: int, seed: int, de
         'pin_memory': device == 'gpu',
         'collate_fn': _as_is if isinstance(source.dataset, ImageTensors) else None,
     }
-    if _is_streaming(source.dataset):
+    if is_streaming(source.dataset):
         from streaming import StreamingDataLoader  # pyright: ignore[reportMissingImports]
 
         loader = StreamingDataLoader(source.dataset, **shared)

@@ -4,53 +4,27 @@ A YAML file never names Python code to import: it chooses from these tables. Wha
 signature, so that a misspelt or mistyped argument is reported with its key path before anything is built.
 """
 
-import collections.abc
-import enum
 import inspect
 import re
 import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
 import composer.algorithms
 import composer.callbacks
 import composer.loggers
 import composer.optim
 import torch.optim
-from composer.core import Algorithm, Callback, Time
+from composer.core import Algorithm, Callback
 from composer.loggers import LoggerDestination
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    create_model,
-)
-from torch.optim.optimizer import required
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
 from composer_freezeout.run.config import Component
-from composer_freezeout.run.faults import ConfigError, Fault, faults_of, suggest
+from composer_freezeout.run.faults import ConfigError, Fault, suggest
+from composer_freezeout.run.signatures import Constructor, check_arguments
 
-__all__ = [
-    'ALGORITHMS',
-    'CALLBACKS',
-    'LOGGERS',
-    'OPTIMIZERS',
-    'SCHEDULERS',
-    'Bound',
-    'arguments_model',
-    'bind',
-    'check_arguments',
-    'constructed',
-]
-
-Constructor = Callable[..., Any]
+__all__ = ['ALGORITHMS', 'CALLBACKS', 'LOGGERS', 'OPTIMIZERS', 'SCHEDULERS', 'Bound', 'bind', 'constructed']
 
 
 def _by_module(package: types.ModuleType, base: type, depth: int = -1) -> dict[str, Constructor]:
@@ -97,137 +71,6 @@ LOGGERS: dict[str, Constructor] = _without(
     _by_module(composer.loggers, LoggerDestination), 'progress_bar_logger', 'console_logger'
 )
 LOGGERS |= {name.removesuffix('_logger'): cls for name, cls in LOGGERS.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Signatures as schemas
-# ---------------------------------------------------------------------------------------------------------------------
-
-_INEXPRESSIBLE = object()
-_PREFIX = 'arg_'  # pydantic reserves some field names (`model_…`, `copy`); arguments may be called anything
-
-
-def _time(value: str) -> str:
-    try:
-        Time.from_timestring(value)
-    except (ValueError, AssertionError):
-        raise ValueError("must be a time string such as '5ep', '100ba' or '0.1dur'") from None
-    return value
-
-
-def _yaml_type(annotation: Any) -> Any:
-    """The part of an annotation that a YAML value can have, or ``_INEXPRESSIBLE``."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation in (inspect.Parameter.empty, Any, object) or isinstance(annotation, (str, typing.TypeVar)):
-        return Any
-    if annotation in (None, type(None)):
-        return None
-    if annotation is Time:
-        return Annotated[str, AfterValidator(_time)]
-    if annotation in (bool, int, float, str, list, dict) or origin is Literal:
-        return annotation
-    if inspect.isclass(annotation) and issubclass(annotation, enum.Enum):
-        values = tuple(member.value for member in annotation)
-        return Annotated[Literal[values], AfterValidator(annotation)]  # pyright: ignore[reportInvalidTypeArguments]
-    if origin is Annotated:
-        return _yaml_type(arguments[0])
-    if origin in (typing.Union, types.UnionType):
-        return _union(arguments)
-    if origin in (list, collections.abc.Sequence, collections.abc.Iterable):
-        item = _yaml_type(arguments[0])
-        return _INEXPRESSIBLE if item is _INEXPRESSIBLE else list[item]
-    if origin is tuple:
-        items = tuple(item if item is Ellipsis else _yaml_type(item) for item in arguments)
-        # YAML has lists only; what is in them stays strict.
-        return _INEXPRESSIBLE if _INEXPRESSIBLE in items else Annotated[tuple[items], Strict(False)]
-    if origin in (dict, collections.abc.Mapping):
-        key, value = map(_yaml_type, arguments)
-        return _INEXPRESSIBLE if _INEXPRESSIBLE in (key, value) else dict[key, value]
-    return _INEXPRESSIBLE
-
-
-def _union(members: tuple[Any, ...]) -> Any:
-    if Any in members:
-        return Any
-    # `str | Time` means a time string, not any string.
-    members = tuple(member for member in members if not (member is str and Time in members))
-    kept = [converted for member in members if (converted := _yaml_type(member)) is not _INEXPRESSIBLE]
-    if not kept or kept == [None]:
-        return _INEXPRESSIBLE
-    return typing.Union[tuple(kept)]  # noqa: UP007 - the members are known at run time only
-
-
-def _signature(constructor: Constructor) -> inspect.Signature:
-    try:
-        return inspect.signature(constructor, eval_str=True)
-    except NameError:  # an annotation that is imported for type checkers only
-        return inspect.signature(constructor)
-
-
-@cache
-def arguments_model(constructor: Constructor, positional: int = 0, partial: bool = False) -> type[BaseModel]:
-    """A pydantic model of the arguments that YAML can give to a constructor.
-
-    Args:
-        constructor (Callable): A class or function.
-        positional (int): How many leading arguments the caller supplies itself, in ``[0, ∞)``.
-        partial (bool): Whether the caller also supplies whatever else is missing.
-
-    Returns:
-        type[BaseModel]: Strict; a field for each argument that a YAML value can express, under its own name as alias.
-    """
-    parameters = list(_signature(constructor).parameters.values())[positional:]
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    fields: dict[str, Any] = {}
-    for parameter in named:
-        annotation = _yaml_type(parameter.annotation)
-        if annotation is _INEXPRESSIBLE:
-            continue
-        has_default = parameter.default is not parameter.empty and parameter.default is not required
-        default = parameter.default if has_default else None if partial else ...
-        fields[_PREFIX + parameter.name] = (annotation, Field(default, alias=parameter.name))
-    # `*args, **kwargs` alone is a base class's signature that throws them away.
-    open_ended = bool(named) and any(p.kind is p.VAR_KEYWORD for p in parameters)
-    config = ConfigDict(extra='allow' if open_ended else 'forbid', strict=True, allow_inf_nan=False)
-    return create_model('Arguments', __config__=config, **fields)
-
-
-def check_arguments(
-    constructor: Constructor, arguments: Mapping[str, Any], path: str, positional: int = 0, partial: bool = False
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Checks the arguments that a YAML file gives to a constructor.
-
-    Args:
-        constructor (Callable): A class or function.
-        arguments (Mapping[str, Any]): The arguments.
-        path (str): Key path of the section that they come from.
-        positional (int): How many leading arguments the caller supplies itself, in ``[0, ∞)``.
-        partial (bool): Whether the caller also supplies whatever else is missing.
-
-    Returns:
-        tuple[dict[str, Any], dict[str, Any]]: The keyword arguments for the call, and all of them with the defaults
-        filled in, as JSON can hold them.
-
-    Raises:
-        ConfigError: If an argument is unknown, missing or of the wrong type.
-    """
-    schema = arguments_model(constructor, positional, partial)
-    try:
-        checked = schema.model_validate(dict(arguments))
-    except ValidationError as error:
-        faults = faults_of(error, schema, arguments, path)
-        raise ConfigError([_as_argument(fault, constructor) for fault in faults]) from None
-    given = {name.removeprefix(_PREFIX): getattr(checked, name) for name in checked.model_fields_set}
-    return given, checked.model_dump(mode='json', by_alias=True, warnings=False)
-
-
-def _as_argument(fault: Fault, constructor: Constructor) -> Fault:
-    return fault._replace(message=fault.message.replace('unknown key', f'{constructor.__name__} has no argument', 1))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Components
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
