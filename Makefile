@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # The networks here are small: more threads wait for each other more than they compute.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help install quickstart test test-all lint typecheck format clean
+.PHONY: help install quickstart test test-all lint typecheck format docs linkcheck pictures clean
 
 help:
 	@echo 'make quickstart  train with and without freezing on handwritten digits, and compare (about 4 minutes)'
@@ -16,10 +16,12 @@ help:
 	@echo 'make test-all    the tests, slow ones included'
 	@echo 'make lint        style; make format mends it'
 	@echo 'make typecheck   types'
+	@echo 'make docs        the documentation, as docs/_build/html/index.html'
+	@echo 'make pictures    its pictures, drawn anew from the code and the records'
 
 install: $(INSTALLED)
 
-$(INSTALLED): setup.cfg pyproject.toml
+$(INSTALLED): setup.py setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
@@ -46,5 +48,16 @@ format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+# Warnings are errors, and so are references that lead nowhere. -E: pages include files that Sphinx does not watch.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -n -W --keep-going -q -E docs docs/_build/html
+
+# Needs the internet.
+linkcheck: $(INSTALLED)
+	$(BIN)/python -m sphinx -b linkcheck -q docs docs/_build/linkcheck
+
+pictures: $(INSTALLED)
+	$(BIN)/python docs/pictures.py
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .ruff_cache

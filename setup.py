@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: the YAML families are in the package, and the README has other links on a package index."""
+"""What setup.cfg cannot say: YAML families are in the package, and the README has other links on a package index."""
 
 import configparser
 import re

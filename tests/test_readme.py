@@ -1,16 +1,24 @@
-"""The README's Python runs as it stands there, and its commands exist."""
+"""What the README promises is there: its examples run, its commands exist, its numbers are those of the records."""
 
 import re
+from inspect import signature
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
+import pytest
+
+from composer_freezeout import FreezeOut
+from composer_freezeout.compare.judging.comparison import Comparison, accuracy, load
+from composer_freezeout.step_time.result import load_result
+
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / 'benchmarks' / 'results'
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
-def test_examples_run():
+def test_the_examples_do_what_they_say():
     examples = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
-    assert len(examples) == 3
     assert 'algorithms=[FreezeOut()]' in examples[0]
     namespace: dict[str, Any] = {}
     for example in examples:
@@ -20,19 +28,50 @@ def test_examples_run():
     assert namespace['freezer'].units_frozen == 0  # one unit is left, and it trains to the end
 
 
-def test_commands_and_files_exist():
-    targets = re.findall(r'^(\w[\w-]*):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
-    for command in re.findall(r'make ([\w-]+)  ', README):
-        assert command in targets
-    for path in re.findall(r'\]\(((?!http)[^)]+)\)', README) + re.findall(r'run (yamls/\S+\.yaml)', README):
-        assert (ROOT / path).exists(), path
-    assert 'make test' in (ROOT / '.ci' / 'run').read_text()
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'docs/index.md', '.ci/run'])
+def test_what_is_made_is_a_target(page):
+    targets = re.findall(r'^(\w[\w-]*):', (ROOT / 'Makefile').read_text(encoding='utf-8'), re.MULTILINE)
+    named = re.findall(r'(?:^|`)make ((?:[\w-]+ )*[\w-]+)', (ROOT / page).read_text(encoding='utf-8'), re.MULTILINE)
+    assert named
+    assert {target for line in named for target in line.split()} <= set(targets)
 
 
-def test_every_argument_is_described():
-    from inspect import signature
+def test_the_first_screen_shows_what_it_is():
+    screen = README[:1800]
+    for needed in ('FreezeOut', '![', 'pip install composer-freezeout', 'make quickstart', 'make test'):
+        assert needed in screen
 
-    from composer_freezeout import FreezeOut
 
+def test_every_setting_is_described():
     for name, parameter in signature(FreezeOut).parameters.items():
         assert f'| `{name}` | `{parameter.default!r}` |' in README
+
+
+# --- numbers
+
+
+def row(comparison: Comparison, arm: str) -> list[str]:
+    """The numbers of an arm as tables show them: accuracy, time, and what was saved of it."""
+    runs = comparison.of(arm)
+    scores, seconds = [100 * (accuracy(run) or 0) for run in runs], [run.record['training_seconds'] for run in runs]
+    baseline = mean(run.record['training_seconds'] for run in comparison.of('baseline'))
+    saved = '–' if arm == 'baseline' else f'{100 * (1 - mean(seconds) / baseline):.1f}'.replace('-', '−')
+    return [f'{mean(scores):.2f} ± {stdev(scores):.2f}', f'{mean(seconds):.1f} ± {stdev(seconds):.1f}', saved]
+
+
+@pytest.mark.parametrize(('page', 'rows'), [('README.md', 5), ('docs/results.md', 21)])
+def test_the_tables_show_the_records(page, rows):
+    known = [load(path.parent) for path in RESULTS.glob('*/comparison.json')]
+    found = re.findall(r'^\| (?:\*\*)?(\w+)(?:\*\*)? \| ([\d.]+ ± .*)', (ROOT / page).read_text('utf-8'), re.MULTILINE)
+    assert len(found) == rows
+    for arm, cells in found:
+        shown = [cell.strip() for cell in cells.split('|')][:3]
+        assert shown in [row(comparison, arm) for comparison in known if comparison.of(arm)], arm
+
+
+def test_the_share_of_a_step_that_is_left_is_the_records():
+    shares = []
+    for network in ('resnet20', 'resnet56', 'resnet50', 'densenet_bc', 'vit_small'):
+        result = load_result(RESULTS / f'step_time-{network}-cpu-2026-11-21')
+        shares.append(result.step('freezeout', result.units - 1)[0] / result.step('composer')[0])
+    assert f'takes {min(shares):.0%} to {max(shares):.0%}'.replace('%', ' %') in README.replace('\n', ' ')
