@@ -19,9 +19,11 @@ from composer_freezeout.freezing.freezer import LayerFreezer
 from composer_freezeout.freezing.observing.partition import partition_model
 from composer_freezeout.freezing.observing.rehearsal import rehearse
 from composer_freezeout.freezing.observing.units import Unit
-from composer_freezeout.freezing.prefix.folding import BatchNormFolding, folded
-from composer_freezeout.freezing.prefix.prefix import UnitFreezer
-from composer_freezeout.run.models import CifarDenseNet, CifarResNet
+from composer_freezeout.freezing.prefix.around_forward import AroundForward
+from composer_freezeout.freezing.prefix.fold import fold_batchnorm
+from composer_freezeout.freezing.prefix.folding import BatchNormFolding
+from composer_freezeout.freezing.prefix.prefix import FrozenPrefix
+from composer_freezeout.run.cifar_networks import CifarDenseNet, CifarResNet
 
 from .comparing import assert_equal
 from .networks import chain
@@ -52,7 +54,7 @@ def counted(run: Callable[[], object]) -> tuple[int, int]:
 
 def prepared(
     model: nn.Module, inputs: torch.Tensor, units_frozen: int | None = None, fuse_frozen: bool = True
-) -> UnitFreezer:
+) -> FrozenPrefix:
     """Statistics that have moved, and all units but the last frozen unless told otherwise."""
     model.train()
     with torch.no_grad():
@@ -62,17 +64,23 @@ def prepared(
                 module.bias.uniform_(-0.5, 0.5)
         model(inputs)
     units = partition_model(model, rehearse(model, lambda: model(inputs))).units
-    freezer = UnitFreezer(model, units, fuse_frozen=fuse_frozen)
+    freezer = FrozenPrefix(model, units, fuse_frozen=fuse_frozen)
     freezer.set_frozen(len(units) - 1 if units_frozen is None else units_frozen)
     with torch.random.fork_rng(), torch.no_grad():
         model(inputs)  # shows the pairs, and runs as it is
     return freezer
 
 
-def unfolded(model: nn.Module, inputs: torch.Tensor, freezer: UnitFreezer) -> torch.Tensor:
-    freezer.folding.fold(())
+def owners(model: nn.Module) -> set[Any]:
+    """The objects whose methods the model's hooks call; None for a hook that does nothing any more."""
+    hooks: Any = (*model._forward_hooks.values(), *model._forward_pre_hooks.values())
+    return {getattr(hook._call, '__self__', None) for hook in hooks}
+
+
+def unfolded(model: nn.Module, inputs: torch.Tensor, freezer: FrozenPrefix) -> torch.Tensor:
+    freezer.folding.fuse(())
     output = model(inputs)
-    freezer.folding.fold(freezer.frozen_norms)
+    freezer.folding.fuse(freezer.frozen_norms)
     return output
 
 
@@ -167,8 +175,8 @@ def test_finding_the_pairs_takes_nothing_from_the_batch():
             return self.chain(batch.pop('images').mul_(0.5))
 
     model, images = Greedy(), torch.randn(4, 3, 8, 8)
-    freezer = UnitFreezer(model.requires_grad_(False), ())
-    freezer.folding.fold([model.chain.bn1.eval(), model.chain.bn2.eval(), model.chain.bn3.eval()])
+    freezer = FrozenPrefix(model.requires_grad_(False), ())
+    freezer.folding.fuse([model.chain.bn1.eval(), model.chain.bn2.eval(), model.chain.bn3.eval()])
     output = model({'images': images.clone()})
     assert len(freezer.folding.pairs) == 3
     assert_close(output, unfolded(model.chain, 0.5 * images, freezer))
@@ -190,8 +198,8 @@ def test_what_a_run_has_found_is_known_to_one_that_goes_on():
             return x
 
     def folding(model: Random) -> BatchNormFolding:
-        freezer = UnitFreezer(model, ())
-        freezer.folding.fold([block[1].eval() for block in model.blocks])
+        freezer = FrozenPrefix(model, ())
+        freezer.folding.fuse([block[1].eval() for block in model.blocks])
         return freezer.folding
 
     first, second = Random(), Random()
@@ -213,12 +221,12 @@ def test_the_pass_that_shows_the_pairs_rounds_as_later_ones_do():
     """A run that is resumed shows them once more."""
     model, inputs = CifarResNet(8).train(), torch.randn(4, 3, 32, 32)
     units = partition_model(model, rehearse(model, lambda: model(inputs))).units
-    freezer = UnitFreezer(model, units)
+    freezer = FrozenPrefix(model, units)
     freezer.set_frozen(len(units) - 1)
     first, second = model(inputs), model(inputs)
     assert len(freezer.folding.pairs) == 7
     assert torch.equal(first, second)
-    freezer.folding.fold(())
+    freezer.folding.fuse(())
     assert not torch.equal(first, model(inputs))  # it does round otherwise
 
 
@@ -244,7 +252,7 @@ def test_what_a_backward_pass_goes_through_is_not_folded():
         for stage in model.stages:
             stage[1].running_var.fill_(0.05)
         units = [Unit('0', ('stages.0.0.weight',), ('stages.0.1',)), Unit('1', ('stages.1.0.weight',), ('stages.1.1',))]
-        freezer = UnitFreezer(model.requires_grad_(False), units, fuse_frozen=fuse_frozen)
+        freezer = FrozenPrefix(model.requires_grad_(False), units, fuse_frozen=fuse_frozen)
         freezer.set_frozen(2)
         for _ in range(2):
             model(plain)
@@ -270,7 +278,7 @@ def test_a_layer_that_is_left_out_leaves_the_norm_as_it_is():
 
     del freezer
     skips = Skips()
-    around = UnitFreezer(
+    around = FrozenPrefix(
         skips, [Unit('all', tuple(f'net.{n}' for n, _ in model.named_parameters()), ('net.bn1', 'net.bn2'))]
     )
     around.set_frozen(1)
@@ -279,19 +287,19 @@ def test_a_layer_that_is_left_out_leaves_the_norm_as_it_is():
     assert around.folding.pairs == {'net.conv1': 'net.bn1', 'net.conv2': 'net.bn2'}
     skips.skip = True
     folded_output = skips(inputs)
-    around.folding.fold(())
+    around.folding.fuse(())
     torch.testing.assert_close(folded_output, skips(inputs))
 
 
 def test_a_norm_in_the_place_of_another_is_found_anew():
     model, inputs = Steps(lambda m, x: m.norm(m.layer(x))).requires_grad_(False), torch.randn(4, 3, 8, 8)
-    freezer = UnitFreezer(model, ())
-    freezer.folding.fold([model.norm.eval()])
+    freezer = FrozenPrefix(model, ())
+    freezer.folding.fuse([model.norm.eval()])
     model(inputs)
     assert freezer.folding.pairs == {'layer': 'norm'}
     freezer.release()
     model.norm, model.steps = nn.BatchNorm2d(4).requires_grad_(False), lambda m, x: m.norm(m.layer(x).relu())
-    freezer.folding.fold([model.norm.eval()])
+    freezer.folding.fuse([model.norm.eval()])
     model(inputs)
     assert freezer.folding.pairs == {}
 
@@ -364,7 +372,7 @@ def test_nothing_new_can_lie_where_the_folded_tensors_came_from():
 def test_memory_format_is_kept():
     model, inputs = chain().to(memory_format=torch.channels_last), torch.randn(4, 3, 8, 8)
     for layer, norm in ((model.conv1, model.bn1), (model.conv2, model.bn2)):
-        weight, bias = folded(layer, norm)
+        weight, bias = fold_batchnorm(layer, norm)
         assert weight.stride() == layer.weight.stride()
         assert not weight.requires_grad and not bias.requires_grad
     freezer = prepared(model, inputs)
@@ -402,7 +410,7 @@ def pairs_of(model: nn.Module, inputs: torch.Tensor | None = None) -> dict[str, 
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     folding = BatchNormFolding(model)
-    folding.fold([module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)])
+    folding.fuse([module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)])
     model(inputs)
     known = folding.known()
     folding.release()
@@ -472,9 +480,9 @@ def test_only_a_layer_that_is_read_by_its_norm_alone(forward, pairs):
     # And so it is in training.
     inputs = torch.randn(4, 3, 8, 8)
     model.layer.requires_grad_(False)
-    freezer = UnitFreezer(nn.Sequential(model, nn.Identity()), ())
+    freezer = FrozenPrefix(nn.Sequential(model, nn.Identity()), ())
     model.norm.requires_grad_(False).eval()
-    freezer.folding.fold([model.norm])
+    freezer.folding.fuse([model.norm])
     torch.manual_seed(1)
     output = freezer.model(inputs)
     assert len(freezer.folding.pairs) == pairs
@@ -540,9 +548,9 @@ def test_a_forward_method_of_ones_own_stays():
 def test_a_norm_that_does_not_use_its_running_statistics(mode):
     model, inputs = chain(), torch.randn(4, 3, 8, 8)
     units = partition_model(model, rehearse(model, lambda: model(inputs))).units
-    UnitFreezer(model.train(), units, mode).set_frozen(3)
+    FrozenPrefix(model.train(), units, mode).set_frozen(3)
     assert counted(lambda: model(inputs)) == (3, 3)
-    assert not [hook for hook in model._forward_pre_hooks.values() if isinstance(hook.__self__, BatchNormFolding)]
+    assert BatchNormFolding not in map(type, owners(model))
 
 
 def test_a_model_put_into_training_mode_behind_the_freezers_back():
@@ -558,17 +566,17 @@ def test_a_model_put_into_training_mode_behind_the_freezers_back():
 def test_a_frozen_norm_behind_a_layer_that_trains():
     model, inputs = chain(), torch.randn(4, 3, 8, 8)
     model.bn2.requires_grad_(False)
-    freezer = UnitFreezer(model, ())
-    freezer.folding.fold([model.bn2.eval()])
+    freezer = FrozenPrefix(model, ())
+    freezer.folding.fuse([model.bn2.eval()])
     model(inputs).sum().backward()
     assert not freezer.folding.pairs and freezer.folding.refolds == 0
     assert model.conv2.weight.grad is not None
-    freezer.folding.fold([model.bn2])
+    freezer.folding.fuse([model.bn2])
     model.conv2.requires_grad_(False)
     model(inputs).sum().backward()
     assert not freezer.folding.pairs  # what is in front of it still trains, and backward reads its output
     model.requires_grad_(False)
-    freezer.folding.fold([model.bn2])
+    freezer.folding.fuse([model.bn2])
     model(inputs)
     assert freezer.folding.pairs == {'conv2': 'bn2'}
 
@@ -594,8 +602,8 @@ def test_a_forward_pass_that_changes_its_mind():
             return self.bn(2 * y if self.double else y)
 
     model, inputs = Fickle().requires_grad_(False), torch.randn(4, 3, 8, 8)
-    freezer = UnitFreezer(model, ())
-    freezer.folding.fold([model.bn.eval()])
+    freezer = FrozenPrefix(model, ())
+    freezer.folding.fuse([model.bn.eval()])
     model(inputs)
     assert counted(lambda: model(inputs)) == (1, 0)
     model.double = True
@@ -630,11 +638,19 @@ def test_a_copy_knows_nothing_of_it():
         assert_equal(same.state_dict(), model.state_dict())
         assert counted(lambda same=same: same(inputs)) == (3, 3)
         assert torch.equal(same(inputs), expected)
-        owners = {hook.__self__ for hook in (*same._forward_hooks.values(), *same._forward_pre_hooks.values())}
-        folding, around = sorted(owners, key=lambda owner: not isinstance(owner, BatchNormFolding))
-        assert around._freezer is None
-        assert folding._model is None
+        assert owners(same) == {None}
+    assert {type(found) for found in owners(model)} == {BatchNormFolding, AroundForward}
     assert counted(lambda: model(inputs)) == (3, 0)
+
+
+def test_a_copy_that_is_made_while_the_model_runs_has_a_forward_method_of_its_own():
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    prepared(model, inputs)
+    copies: list[Any] = []
+    model.relu1.forward = lambda x: (copies.append(copy.deepcopy((model.conv2, model.bn2))), x.relu())[1]
+    model(inputs)
+    for copied in copies[0]:
+        assert (copied.forward.func, copied.forward.args) == (type(copied).forward, (copied,))
 
 
 def test_no_tensor_is_added_to_the_model():
@@ -802,9 +818,9 @@ def test_attention_of_an_evaluation_and_after_training():
     assert not model.first.training and model.second.training
     model.eval()
     model.train()
-    freezer.freezer.hold_modes()
+    freezer.prefix.hold_modes()
     assert not model.first.training
-    freezer.freezer.release()
+    freezer.prefix.release()
     assert model.first.training
     freezer.batch_start(freezer.freeze_times[0])
     assert not model.first.training
@@ -828,8 +844,8 @@ def test_compiled_attention_is_left_alone():
 @pytest.mark.parametrize('reader', [lambda y: y.as_subclass(torch.Tensor), nn.Parameter, lambda y: y.detach().numpy()])
 def test_an_output_can_be_made_something_else(reader):
     model = Steps(lambda m, x: m.norm(m.layer(x)) * float(reader(m.layer(x)).sum()))
-    freezer = UnitFreezer(model.requires_grad_(False), ())
-    freezer.folding.fold([model.norm.eval()])
+    freezer = FrozenPrefix(model.requires_grad_(False), ())
+    freezer.folding.fuse([model.norm.eval()])
     inputs = torch.randn(4, 3, 8, 8)
     outputs = [model(inputs) for _ in range(2)]
     freezer.folding.release()
@@ -852,8 +868,8 @@ def test_what_trains_and_is_written_into_an_output_gets_its_gradient():
 
     model = Masked()
     model.layer.requires_grad_(False)
-    freezer = UnitFreezer(model, ())
-    freezer.folding.fold([model.norm.requires_grad_(False).eval()])
+    freezer = FrozenPrefix(model, ())
+    freezer.folding.fuse([model.norm.requires_grad_(False).eval()])
     for _ in range(2):
         model.token.grad = None
         model(torch.ones(2, 3)).sum().backward()

@@ -25,12 +25,12 @@ PRIVATE: dict[str, list[str]] = {
         'torch.utils._python_dispatch',
         'torch.utils._pytree',
     ],
-    'freezing/execution/compilation.py': [
+    'freezing/execution/compiled.py': [
         'torch._dynamo',
         'torch.compile._torchdynamo_orig_callable',
         'torch.nn.Module._compiled_call_impl',
     ],
-    'freezing/execution/distributed.py': [
+    'freezing/execution/ddp.py': [
         'torch.Tensor._backward_hooks',
         'torch.distributed.Logger._set_static_graph',
         'torch.distributed.Reducer._set_mixed_precision_param_dtype',
@@ -105,32 +105,44 @@ PRIVATE: dict[str, list[str]] = {
         'torch._C._current_graph_task_id',
         'torch.utils.checkpoint._checkpoint_hook',
     ],
+    'freezing/prefix/around_forward.py': [
+        'torch.utils._pytree',
+    ],
     'freezing/prefix/buffers.py': [
         'torch.utils._python_dispatch',
     ],
-    'freezing/prefix/folding.py': [
-        'torch.Tensor._make_wrapper_subclass',
-        'torch.Tensor._use_count',
+    'freezing/prefix/fold.py': [
         'torch.Tensor._version',
+        'torch.nn.Conv2d._conv_forward',
+        'torch.nn.Module._buffers',
+        'torch.nn.Module._parameters',
+    ],
+    'freezing/prefix/folding.py': [
         'torch._C',
         'torch._C._functorch',
         'torch.nn.BatchNorm1d._check_input_dim',
-        'torch.nn.Conv2d._conv_forward',
         'torch.nn.Module._backward_hooks',
         'torch.nn.Module._backward_pre_hooks',
-        'torch.nn.Module._buffers',
         'torch.nn.Module._forward_hooks',
         'torch.nn.Module._forward_pre_hooks',
-        'torch.nn.Module._parameters',
         'torch.utils._pytree',
+    ],
+    'freezing/prefix/layer_run.py': [
+        'torch.Tensor._version',
+        'torch.nn.Module._parameters',
     ],
     'freezing/prefix/prefix.py': [
         'torch.nn.modules.batchnorm._BatchNorm',
-        'torch.utils._pytree',
     ],
     'freezing/prefix/starvation.py': [
         'torch._C',
         'torch._C._current_graph_task_id',
+    ],
+    'freezing/prefix/unread.py': [
+        'torch.Tensor._make_wrapper_subclass',
+        'torch.Tensor._use_count',
+        'torch._C',
+        'torch.utils._pytree',
     ],
     'step_time/command.py': [
         'torch._dynamo',

@@ -1,4 +1,4 @@
-"""Hooks on a user's modules that are no part of them."""
+"""Hooks on a user's modules that are no part of them: a copy of the model knows nothing of FreezeOut."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ class UncopiedHook:
     """A hook that does nothing in a copy of its module, or in what has been pickled.
 
     Args:
-        call (Callable[..., Any], optional): What it does.
+        call (Callable[..., Any], optional): What the hook does; nothing in a copy.
     """
 
     def __init__(self, call: Callable[..., Any] | None = None) -> None:
@@ -20,5 +20,5 @@ class UncopiedHook:
         return UncopiedHook, ()
 
     def __call__(self, *args: Any) -> Any:
-        """Does it."""
+        """Passes on what the hook is given, and returns what comes of it."""
         return None if self._call is None else self._call(*args)

@@ -53,7 +53,7 @@ def place_norms(
                 unit = next(i for i, of_unit in enumerate(units) if of_unit.name == found[0])
             elif read:
                 unit = next((i for used, i in reversed(order) if used < max(read)), 0)
-            else:  # hidden in scripted code: what is registered before it
+            else:  # read by scripted code, which hides it: it goes with what is registered before it
                 unit = previous
             norms[unit].append(module_name)
         previous = max((index[name] for name in own if name in index), default=previous)

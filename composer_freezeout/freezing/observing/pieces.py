@@ -32,7 +32,7 @@ class Piece:
 def used_pieces(
     model: nn.Module, home: Mapping[str, str], position: Mapping[str, Position], blocks: Sequence[str], split: bool
 ) -> list[Piece]:
-    """What the step used, first used first.
+    """Makes pieces of what the step used, in the order of use.
 
     With ``split`` every matrix begins a piece of its own, as it does in a list of parameters.
     """
@@ -43,7 +43,7 @@ def used_pieces(
         key=lambda name: (position[name], module_order.get(home[name], -1), registration[name]),
     )
     pieces: dict[Any, list[str]] = {}
-    latest: Any = None  # of the pieces that others may end
+    latest: Any = None  # the piece that further parameters of the same module join
     count = Counter[str]()
     for name in used:
         module_name = home[name]

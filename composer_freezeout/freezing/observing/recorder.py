@@ -48,7 +48,7 @@ class Recorder(TorchDispatchMode):
         """Looks out for a tensor of the model.
 
         Args:
-            name (str): Its name; tensors without one are none to look out for.
+            name (str): Its name, or an empty string if only its origin counts.
             tensor (Tensor): A parameter, a buffer, or what stands in the place of one.
             origin (Origin): ``PARAMETERS`` or ``CONSTANTS``.
         """
@@ -76,7 +76,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         read = {storage for leaf in tree_leaves((args, kwargs)) for storage in storages_of(leaf)}
-        # What comes from outside and is no tensor of the model is data, unless it is known what is; so is noise.
+        # A tensor from outside of the model counts as data as long as the inputs are unknown. Random numbers always do.
         unknown = Origin.CONSTANTS if self._inputs_known else Origin.DATA
         origin = max((self._origin.get(storage, unknown) for storage in read), default=Origin.CONSTANTS)
         names = frozenset().union(*(self._names.get(storage, ()) for storage in read))
@@ -108,7 +108,7 @@ class Recorder(TorchDispatchMode):
             return
         self.reads.update(dict.fromkeys(names, (self.operator, number)))
         if not torch.is_grad_enabled():
-            # A function with a backward pass of its own is computed like this, right after its node was made.
+            # A function with a backward pass of its own runs with gradients turned off, right after its node was made.
             self.hidden[number - 1] |= names
 
 

@@ -73,7 +73,7 @@ class _WrittenTo(Recorder):
         try:
             yield
         finally:
-            # Past torch's count of what writes to a tensor: nobody is to notice.
+            # Bypasses torch's count of writes to a tensor, so that autograd doesn't take it for changed.
             for storage, before in self._before.values():
                 storage.copy_(before)
 
@@ -95,7 +95,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     cached = torch.is_autocast_cache_enabled()
     try:
         with random_states_put_back(p.device for p in model.parameters()):
-            # Weights that are cast here must not be there when the pass that is trained asks for them.
+            # Otherwise the pass that is trained would find weights that were cast here, with no graph behind them.
             torch.set_autocast_cache_enabled(False)
             yield
     finally:

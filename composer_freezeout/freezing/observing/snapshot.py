@@ -97,7 +97,7 @@ class Snapshot:
 
 
 def _put_back(own: dict[Any, Any], items: dict[Any, Any]) -> None:
-    # Never empty in between: it may be an object's attributes.
+    # Never emptied in between, as it may hold the attributes of an object that is in use.
     for name in own.keys() - items.keys():
         del own[name]
     own.update(items)

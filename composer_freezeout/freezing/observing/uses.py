@@ -49,7 +49,7 @@ def find_uses(graph: Graph) -> dict[int, Use]:
             users[node] = users.get(node, 0) | 1 << bit
     below = _used_below(graph, users)
     found = {bit: _use(graph, bit, nodes, below) for bit, nodes in of_all.items() if nodes}
-    # The order within a function is not to be seen here.
+    # The graph doesn't show the order within a function.
     return {bit: use if bit in graph.leaves else replace(use, position=None) for bit, use in found.items()}
 
 
@@ -87,9 +87,12 @@ def _meetings(graph: Graph, bit: int) -> list[tuple[Any, Any]]:
 
 
 def _climb(graph: Graph, bit: int, meets: Callable[[Any], bool]) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
-    """The first nodes above a parameter that meet something; apart, those to which it comes as a number.
+    """Climbs from a parameter to the first nodes that meet something.
 
-    Its norm, say, which is added to a loss: a penalty, and no use.
+    Returns:
+        tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]: Those nodes, each with the parameter's reader; and, in a
+        list of their own, those that the parameter reaches as a single number. Such a number, its norm say, is a
+        penalty that is added to the loss, and no use of the parameter.
     """
     leaves = graph.leaves[bit]
     several = any(_numel(leaf) != 1 for leaf in leaves)
@@ -111,9 +114,9 @@ def _climb(graph: Graph, bit: int, meets: Callable[[Any], bool]) -> tuple[list[t
 
 
 def _beside(graph: Graph, bit: int) -> int:
-    """What a backward pass leads to through the other operand where a parameter is the weight for parameters alone.
+    """What a backward pass leads to through the other operand of products in which a parameter is the weight.
 
-    A layer of a decoder, say, that works on learned queries before these meet any data.
+    Only products that no data have come to, as in a decoder's layer that works on learned queries.
     """
     beside = 0
     done: set[Any] = set()

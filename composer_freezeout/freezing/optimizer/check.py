@@ -91,7 +91,7 @@ def rates_without_effect(optimizer: Optimizer, group: Mapping[str, Any]) -> str 
             _, moved = run(1, 1, 1, split=False)
             if not moved.any():
                 return None
-        except Exception:  # whatever another's code raises where it is not meant to be used like this
+        except Exception:  # an optimizer that can't be used like this may raise anything
             return None
         try:
             constant, annealed = run(1, 1, 1), run(1, 0.5, 0)

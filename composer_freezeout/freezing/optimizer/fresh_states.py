@@ -67,7 +67,7 @@ class FreshStates:
         small = nn.Parameter(random_numbers(0, (SIDE,) * parameter.ndim, parameter))
         try:
             truth = _two_steps(self._optimizer, group, small, None)
-        except Exception:  # as above
+        except Exception:  # an optimizer that can't be used like this may raise anything
             return _empty
         if not truth[1]:
             return None
@@ -87,14 +87,14 @@ _NOT_TRIED = frozenset({'params', 'param_names', 'lr', 'initial_lr'})
 
 
 def _constructed(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor) -> dict[str, Any] | None:
-    """What the constructor makes."""
+    """The state that the constructor makes."""
     taken = nn.Parameter(parameter.detach().clone())
     made = another_optimizer(optimizer, group, [taken])
     return None if made is None or taken not in made.state else dict(made.state[taken])
 
 
 def _first_values(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor) -> dict[str, Any] | None:
-    """What stands in each entry first, before the first step makes something else of it."""
+    """The value that the first step puts into each entry first, before it computes with it."""
     taken = nn.Parameter(parameter.detach().clone())
     made = another_optimizer(optimizer, group, [taken])
     if made is None:
@@ -110,7 +110,7 @@ def _first_values_of_zeros(optimizer: Optimizer, group: Mapping[str, Any], param
 
 
 def _nones(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor) -> dict[str, Any] | None:
-    """The entries, with nothing in them."""
+    """The same entries, each of them None."""
     return dict.fromkeys(_first_values(optimizer, group, parameter) or ())
 
 

@@ -4,9 +4,6 @@ Where torch steps with multi-tensor operators, as it does on a GPU, it issues th
 hyperparameters differ in nothing but the learning rate can share them, since the operators take a scalar per tensor.
 """
 
-# Torch's type hints leave out that its multi-tensor operators are there to be used.
-# pyright: reportPrivateImportUsage=false
-
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -146,8 +143,8 @@ class _Rest:
         self._step = step
 
     def __getattr__(self, name: str) -> Any:
-        # A step asks for the groups once, when its closure has computed the gradients. This is no property, of which
-        # Python would take an AttributeError on the way for its absence.
+        # A step asks for the groups once, when its closure has computed the gradients. In a property, an
+        # AttributeError that the step raises would make Python report the property itself as missing.
         return self._step() if name == 'param_groups' else getattr(self._optimizer, name)
 
 

@@ -42,7 +42,7 @@ class SchedulerLists:
         """
         for scheduler, lists in self._schedulers:
             for name, values in _lists(scheduler).items():
-                # A group that was added behind the scheduler's back has nothing in it.
+                # The lists are shorter than the groups where one was added that the scheduler doesn't know.
                 lists[name].update(zip(origins, values, strict=False))
 
     def align(self, groups: Sequence[Mapping[str, Any]], origins: Sequence[int], original: int) -> None:
@@ -55,7 +55,7 @@ class SchedulerLists:
         """
         for scheduler, lists in self._schedulers:
             for name, by_origin in lists.items():
-                # One made when all groups of an origin were gone has nothing for it.
+                # A scheduler that was made when all groups of an origin were gone keeps no value for it.
                 other = next(iter(by_origin.values()), None)
                 served = [
                     (g, origin)

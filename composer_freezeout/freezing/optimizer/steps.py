@@ -1,5 +1,8 @@
 """Torch's multi-tensor steps, with a learning rate per parameter."""
 
+# Torch's type hints leave out that its multi-tensor operators are there to be used.
+# pyright: reportPrivateImportUsage=false
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +48,7 @@ def step_sgd(
             torch._foreach_add_(grads, buffers, alpha=momentum)
         else:
             grads = buffers
-    # Only products take a scalar per tensor. This one rounds once, as `add` with `alpha` does, if the ones come first.
+    # Only products take a scalar per tensor. With the ones first, it is rounded once, as in `add` with `alpha`.
     torch._foreach_addcmul_(params, ones.like(params), grads, scalars=[-lr for lr in lrs])
 
 

@@ -13,7 +13,7 @@ _Fingerprint = tuple[tuple[int, ...], str]
 class BufferWatch:
     """Tells which modules' own buffers have changed since it was made.
 
-    By what they add up to, so that no copy of them is kept.
+    Sums of the buffers and of their squares are compared, so that no copy of them is kept.
 
     Args:
         model (nn.Module): The model.
@@ -44,5 +44,5 @@ def _fingerprint(buffer: Tensor) -> _Fingerprint:
         return (), ''
     numbers = buffer.detach()
     numbers = numbers.abs() if numbers.is_complex() else numbers
-    # As text: not a number is itself, too.
+    # Compared as text, in which NaN equals NaN.
     return tuple(buffer.shape), repr((numbers.double().sum().item(), numbers.double().square().sum().item()))

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from composer_freezeout.freezing.execution.find import execution_of
 from composer_freezeout.freezing.hooks import UncopiedHook
 from composer_freezeout.freezing.observing.names import owners_of
 from composer_freezeout.freezing.observing.observation import Observation
 from composer_freezeout.freezing.observing.tensors import tensors_in
-from composer_freezeout.freezing.prefix.folding import runs_otherwise
 
 __all__ = ['GradientWatch', 'Gradients']
 
@@ -69,7 +69,7 @@ class GradientWatch:
         """
         self.stop()
         self._got, self._ran, self._with_gradients, self._in_vain = set(), set(), set(), set()
-        if runs_otherwise(self._model):  # hooks are not run as they stand there
+        if not execution_of(self._model).runs_as_written:  # and hooks might not run
             return
         wanted = [
             name
