@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from composer_freezeout.algorithm.freezeout import FreezeOut
     from composer_freezeout.freezing.freezer import LayerFreezer
-    from composer_freezeout.freezing.loop import FreezeOutLoop, apply_freezeout
+    from composer_freezeout.freezing.functional import apply_freezeout
+    from composer_freezeout.freezing.loop import FreezeOutLoop
 
 __all__ = ['FreezeOut', 'FreezeOutLoop', 'LayerFreezer', '__version__', 'apply_freezeout']
 __version__ = '0.1.0'
@@ -20,7 +21,7 @@ _HOME = {
     'FreezeOut': 'algorithm.freezeout',
     'FreezeOutLoop': 'freezing.loop',
     'LayerFreezer': 'freezing.freezer',
-    'apply_freezeout': 'freezing.loop',
+    'apply_freezeout': 'freezing.functional',
 }
 
 

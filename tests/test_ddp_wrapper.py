@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _MixedPrecision
 
-from composer_freezeout.freezing.execution.distributed import restart_ddp
+from composer_freezeout.freezing.execution.ddp import restart_ddp
 
 from .launching import launch
 

@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from composer_freezeout import FreezeOut
 from composer_freezeout.costs.flops import step_flops, step_flops_by_units_frozen, unit_flops
+from composer_freezeout.costs.predict import partition_for
 from composer_freezeout.freezing.observing.units import Unit
 from composer_freezeout.freezing.prefix.activation_checkpoints import nonreentrant
-from composer_freezeout.freezing.prefix.prefix import UnitFreezer
-from composer_freezeout.run.models import CifarResNet
-from composer_freezeout.run.predicted import partition_for
+from composer_freezeout.freezing.prefix.prefix import FrozenPrefix
+from composer_freezeout.run.cifar_networks import CifarResNet
 
 from .training import CLASSES, classifier
 
@@ -33,7 +33,7 @@ A, B, C = (2 * 2 * m for m in (192 * 5, 5 * 6, 6 * CLASSES))
 
 
 def units_of(model):
-    return partition_for(model, batch(), FreezeOut()).units
+    return partition_for(model, batch(), FreezeOut().settings).units
 
 
 def test_a_chain_by_hand():
@@ -70,7 +70,7 @@ def test_costs_are_those_of_a_really_frozen_model(make):
     forward = sum(unit.forward for unit in of_units)
     assert sum(sum(unit) for unit in of_units) == costs[0]
     assert all(cost >= 0 for unit in of_units for cost in unit)
-    freezer = UnitFreezer(model, units, 'eval', fuse_frozen=False)
+    freezer = FrozenPrefix(model, units, 'eval', fuse_frozen=False)
     for frozen, cost in enumerate(costs):
         freezer.set_frozen(frozen)
         assert step_flops(model, batch()) == cost
@@ -112,7 +112,7 @@ def test_flops_of_one_image_of_resnet56_by_hand():
     with FlopCounterMode(display=False) as counter:
         model((torch.zeros(1, 3, 32, 32), None))
     assert counter.get_total_flops() == 2 * multiply_adds
-    flops = unit_flops(model, batch(32), partition_for(model, batch(32), FreezeOut()).units)
+    flops = unit_flops(model, batch(32), partition_for(model, batch(32), FreezeOut().settings).units)
     assert sum(unit.forward for unit in flops) == 2 * 2 * multiply_adds
     # All but the stem also propagate the gradient of their input.
     assert sum(sum(unit) for unit in flops) == 2 * 2 * (3 * multiply_adds - stem)

@@ -20,7 +20,7 @@ from composer_freezeout.freezing.observing.partition import partition_model
 from composer_freezeout.freezing.observing.rehearsal import rehearse
 from composer_freezeout.freezing.observing.units import Unit
 from composer_freezeout.freezing.prefix.around_forward import AroundForward
-from composer_freezeout.freezing.prefix.fold import fold_batchnorm
+from composer_freezeout.freezing.prefix.fold import NORMS, fold_batchnorm
 from composer_freezeout.freezing.prefix.folding import BatchNormFolding
 from composer_freezeout.freezing.prefix.prefix import FrozenPrefix
 from composer_freezeout.run.cifar_networks import CifarDenseNet, CifarResNet
@@ -399,6 +399,24 @@ def test_in_autocast_the_gradients_are_those_of_the_unfolded_model():
     exact = gradients(False, enabled=False)
     for fuse_frozen in (True, False):
         assert (gradients(fuse_frozen) - exact).norm() <= 0.02 * exact.norm()
+
+
+class Doubling(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def fold_doubling(layer: Any, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    weight, bias = fold_batchnorm(layer, norm)
+    return 2 * weight, 2 * bias
+
+
+def test_another_norm_is_folded_once_it_is_in_the_table(monkeypatch):
+    model, inputs = chain(), torch.randn(4, 3, 8, 8)
+    model.bn2 = Doubling(4)
+    assert 'conv2' not in pairs_of(copy.deepcopy(model), inputs)
+    monkeypatch.setitem(NORMS, Doubling, fold_doubling)
+    assert pairs_of(model, inputs)['conv2'] == 'bn2'
 
 
 # --- what stays unfolded

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from composer_freezeout import FreezeOut, LayerFreezer, apply_freezeout
-from composer_freezeout.freezing.optimizer.groups import UNIT
+from composer_freezeout.freezing.optimizer.param_group import UNIT
 
 from .networks import ResidualNet, chain
 from .training import images

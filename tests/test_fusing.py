@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from composer_freezeout import apply_freezeout
 from composer_freezeout.freezing.observing.units import Unit
-from composer_freezeout.freezing.prefix.prefix import UnitFreezer
+from composer_freezeout.freezing.prefix.prefix import FrozenPrefix
 from composer_freezeout.method.settings import BatchNormMode
 
 from .networks import ResidualBlock
@@ -273,7 +273,7 @@ def by_units(units: Sequence[Unit], frozen: Sequence[int], batchnorm: BatchNormM
     """Freezes as many of these units as said for each batch."""
 
     def start(model: nn.Module, _: torch.optim.Optimizer, fuse_frozen: bool) -> Callable[[int], object]:
-        freezer = UnitFreezer(model, units, batchnorm, fuse_frozen)
+        freezer = FrozenPrefix(model, units, batchnorm, fuse_frozen)
         return lambda number: freezer.set_frozen(frozen[number])
 
     return start
@@ -1130,7 +1130,7 @@ def test_a_norm_for_each_domain_is_the_one_that_is_called():
     """What the two runs have in common is right, too."""
     model, inputs = small(a_norm_for_each_domain), images()
     reference = copy.deepcopy(model).eval()
-    freezer = UnitFreezer(model.train(), UNITS)
+    freezer = FrozenPrefix(model.train(), UNITS)
     freezer.set_frozen(2)
     for batch, x in enumerate(inputs):
         model.batch = batch
@@ -1185,7 +1185,7 @@ def test_a_frozen_prefix_runs_the_operators_of_inference(make, pairs, frozen):
         Unit(f'{stage}', tuple(name for name in names if name.startswith(f'{stage}.')), norms_in(model, f'{stage}'))
         for stage in range(3)
     ]
-    freezer = UnitFreezer(model, units)
+    freezer = FrozenPrefix(model, units)
     assert counted(model, images(torch.float32, 1)) == [(3 * pairs, 3 * pairs)]
     freezer.set_frozen(frozen)
     counted(model, images(torch.float32, 1))
@@ -1202,7 +1202,7 @@ def norms_in(model: nn.Module, around: str) -> tuple[str, ...]:
 def test_frozen_attention_runs_as_one_operator():
     plan = attention_plan('batch first', Attention())
     network = plan.network().train()
-    freezer = UnitFreezer(network, plan.units())
+    freezer = FrozenPrefix(network, plan.units())
     freezer.set_frozen(1)
     for x in plan.batches():
         with Operators() as operators:

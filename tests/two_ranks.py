@@ -26,7 +26,7 @@ class Folding(Callback):
         self.refolds: list[int] = []
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        self.refolds.append(self.freezeout._freezer.freezer.folding.refolds)
+        self.refolds.append(self.freezeout._freezer.prefix.folding.refolds)
 
 
 class Traffic(Callback):

@@ -2,35 +2,31 @@
 
 import copy
 import functools
-import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from composer.algorithms import SWA, LayerFreezing
 from composer.core import Algorithm, Event, Precision, State, Time, get_precision_context
-from composer.loggers import Logger, ProgressBarLogger
-from composer.optim import ConstantScheduler
+from composer.loggers import Logger
 from torch import nn
 from torch.compiler import set_stance
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LRScheduler
 
-from composer_freezeout.algorithm.progress import as_progress, lengthened, parse_warmup, progress
+from composer_freezeout.algorithm.lengthening import Lengthening
+from composer_freezeout.algorithm.progress import as_progress, parse_warmup, progress
+from composer_freezeout.algorithm.rivals import refuse_rivals, warn_of_schedulers
 from composer_freezeout.costs.flops import losses_of, step_flops_by_units_frozen
 from composer_freezeout.costs.saving import in_stages, predicted_saving
 from composer_freezeout.freezing.checkpoint import ADOPT, Saved, check_same_settings
-from composer_freezeout.freezing.execution.compilation import compile_seconds, is_compiled, stage_limit
-from composer_freezeout.freezing.execution.distributed import reshard
-from composer_freezeout.freezing.freezer import LayerFreezer, agreed
+from composer_freezeout.freezing.execution.execution import Execution
+from composer_freezeout.freezing.execution.find import execution_of
+from composer_freezeout.freezing.freezer import LayerFreezer
+from composer_freezeout.freezing.lifecycle import Lifecycle
 from composer_freezeout.freezing.observing.observation import Observation
-from composer_freezeout.freezing.observing.observer import Observer
-from composer_freezeout.freezing.observing.partition import Partition, partition_model
-from composer_freezeout.freezing.observing.rehearsal import rehearse
+from composer_freezeout.freezing.observing.partition import partition_model
 from composer_freezeout.freezing.optimizer.check import check_optimizer
-from composer_freezeout.freezing.prefix.prefix import anchored, release_earlier
+from composer_freezeout.freezing.prefix.around_forward import anchored
+from composer_freezeout.freezing.prefix.prefix import release_earlier
 from composer_freezeout.method.allocation import COST_SHIFT
 from composer_freezeout.method.schedule import HowScale, check_warmup
 from composer_freezeout.method.settings import BatchNormMode, Granularity, Settings
@@ -170,14 +166,15 @@ class FreezeOut(Algorithm):
     def _begin(self, state: State | None) -> None:
         # Kept for `load_state_dict`, which is not given it.
         self._state = state
-        self._freezer: LayerFreezer | None = None
-        self._observer: Observer | None = None
+        self._life = Lifecycle(self.settings, called_whole=True)
         self._loaded: Saved | None = None
-        self._frozen_at: list[int] = []
-        self._stretch: float | None = None
-        self._lengthened_to: Time | None = None
+        self._lengthening = Lengthening()
         self._warmup = 0.0
-        self._compiled = False
+        self._execution: Execution | None = None
+
+    @property
+    def _freezer(self) -> LayerFreezer | None:
+        return self._life.freezer
 
     def __getstate__(self) -> dict[str, Any]:
         # What copies and pickles are made of: the settings. The run is that of one model and one optimizer.
@@ -198,19 +195,20 @@ class FreezeOut(Algorithm):
         """Runs on the events named in the description of the class, on some of them only while there is need to."""
         if event not in _EVENTS:
             return False
+        freezer = self._life.freezer
         if event is Event.AFTER_LOSS:
-            return self._freezer is None or not getattr(state.loss, 'requires_grad', False)
+            return freezer is None or not getattr(state.loss, 'requires_grad', False)
         if event is Event.AFTER_TRAIN_BATCH:
-            return self._freezer is not None and self._freezer.is_watching
+            return freezer is not None and freezer.is_watching
         if event is Event.BEFORE_FORWARD or event is Event.BEFORE_DATALOADER:
-            return self._freezer is None or not self._freezer.freezer.holds_itself
+            return freezer is None or not freezer.prefix.holds_itself
         return True
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Translates the event into calls of :class:`.LayerFreezer`."""
         if event is Event.INIT:
-            _refuse_rivals(state)
-            release_earlier(_unwrap(state.model))
+            refuse_rivals(state.algorithms, FreezeOut)
+            release_earlier(execution_of(state.model).module)
             self._begin(state)  # in another Trainer everything starts anew
         elif event is Event.AFTER_LOAD:
             self._restore(state)
@@ -222,23 +220,28 @@ class FreezeOut(Algorithm):
             if self._freezer is not None:
                 self._batch_start(state, logger)
         elif self._freezer is None:
-            self._set_up(event, state, logger)
-        elif event is Event.BEFORE_DATALOADER or event is Event.BEFORE_FORWARD:
+            self._find_units(event, state, logger)
+        else:
+            self._train(event, state, self._freezer)
+
+    def _train(self, event: Event, state: State, freezer: LayerFreezer) -> None:
+        """What is to be done between the starts of batches."""
+        if event is Event.BEFORE_DATALOADER or event is Event.BEFORE_FORWARD:
             # Not at BATCH_START alone: training metrics switch the mode between microbatches, and algorithms that
             # choose samples run the model as soon as the batch is there.
-            self._freezer.freezer.hold()
+            freezer.prefix.hold()
         elif event is Event.AFTER_LOSS:
-            if self._freezer.units_frozen:
+            if freezer.units_frozen:
                 state.loss = anchored(state.loss)
         elif event is Event.AFTER_BACKWARD:
             # Composer's closures come here within the optimizer's step, behind its own hook.
-            self._freezer.groups.split()
+            freezer.groups.split()
         elif event is Event.AFTER_TRAIN_BATCH:
-            self._freezer.check_gradients()
+            freezer.check_gradients()
         elif event is Event.EPOCH_END:
-            self._freezer.epoch_end()
+            freezer.epoch_end()
         elif event is Event.FIT_END:
-            self._freezer.freezer.release()
+            freezer.prefix.release()
 
     def freeze_times(self, num_units: int, t_0: float | None = None, heads: int = 1) -> tuple[float, ...]:
         """Progress at which each unit of a model will freeze.
@@ -267,20 +270,22 @@ class FreezeOut(Algorithm):
         if self._freezer is None:
             return []
         rows = self._freezer.unit_table()
+        frozen_at = self._life.frozen_at
         for index, row in enumerate(rows):
-            row['frozen_at_batch'] = self._frozen_at[index] if index < len(self._frozen_at) else None
+            row['frozen_at_batch'] = frozen_at[index] if index < len(frozen_at) else None
         return rows
 
     # --- events
 
     def _check_early(self, state: State) -> None:
         """Tells what can be told before training: all surgery is done, and the duration may be known."""
-        model = _unwrap(state.model)
-        if self.settings.layers is not None:
-            self.freeze_times(len(partition_model(model, layers=self.settings.layers).units))
+        model = execution_of(state.model).module
+        layers, unit_costs = self.settings.layers, self.settings.unit_costs
+        if layers is not None:
+            self.freeze_times(len(partition_model(model, layers=layers).units))
         if self.t_warmup is not None and state.max_duration is not None and state.dataloader_len is not None:
             holders = sum(any(p.requires_grad for p in m.parameters(recurse=False)) for m in model.modules())
-            num_units = max(1, holders) if self.settings.unit_costs is None else len(self.settings.unit_costs)
+            num_units = max(1, holders) if unit_costs is None else len(unit_costs)
             check_warmup(as_progress(self.t_warmup, state), self.freeze_times(num_units)[0])
 
     def _fit_start(self, state: State) -> None:
@@ -290,7 +295,7 @@ class FreezeOut(Algorithm):
                 'drop_last=True, or train_subset_num_batches is 0; give it at least one batch'
             )
         self._set_warmup(state)
-        self._compiled = is_compiled(state.model)
+        self._execution = execution_of(state.model)
         self._restore(state)
         trainable = [p for p in state.model.parameters() if p.requires_grad]
         if self._freezer is None and state.optimizers and trainable:
@@ -298,158 +303,91 @@ class FreezeOut(Algorithm):
         if self._freezer is not None:
             self._freezer.groups.track_optimizer(state.optimizers[0])
             self._freezer.groups.track_schedulers(state.schedulers)
-            self._freezer.limit_stages(stage_limit(self.settings.max_stages, self._compiled))
+            self._life.limit_stages(self._execution)
         if self.const_time:
-            self._check_lengthened(state)
-        rivals = [name for name in map(_describe_scheduler, state.schedulers) if name is not None]
-        if rivals:
-            log.warning(
-                'FreezeOut sets the learning rate of every unit itself, so %s has no effect on training and only '
-                'changes what monitors read at the end of a batch. Remove it from `schedulers`; for a warm-up use '
-                "FreezeOut(t_warmup='5ep').",
-                ' and '.join(rivals),
-            )
+            self._lengthening.at_fit_start(state)
+            self._set_warmup(state)
+        warn_of_schedulers(state.schedulers)
 
-    def _set_up(self, event: Event, state: State, logger: Logger) -> None:
-        model = _unwrap(state.model)
-        if event is Event.BEFORE_FORWARD and self._compiled:
-            self._make_units(state, logger, self._rehearse(state), running=False)
+    def _find_units(self, event: Event, state: State, logger: Logger) -> None:
+        """Has the first batch, or a pass before it, show the units; in time for the optimizer's first step."""
+        assert self._execution is not None
+        if event is Event.BEFORE_FORWARD and not self._execution.shows_steps:
+            observed = self._life.rehearse(self._execution, self._forward_on_copy(state))
+            self._set_up(state, self._execution, observed)
+            self._batch_start(state, logger)
         elif event is Event.BEFORE_FORWARD:
-            # Anew, where the pass of an earlier one has failed.
-            self._stop_observing()
-            self._observer = Observer(model)
-            self._observer.start()
-        elif event is Event.AFTER_LOSS and self._observer is not None:
-            observed, parameters = self._observer.finish(losses_of(state.loss)), self._observer.parameters
-            self._observer = None
-            self._make_units(state, logger, observed, running=True, parameters=parameters)
+            self._life.observe(self._execution.module)
+        elif event is Event.AFTER_LOSS and self._life.is_observing:
+            self._set_up(state, self._execution, *self._life.observed(losses_of(state.loss)))
+            self._batch_start(state, logger, running=True)
 
-    def _stop_observing(self) -> None:
-        if self._observer is not None:
-            self._observer.stop()
-            self._observer = None
-
-    def _make_units(
-        self,
-        state: State,
-        logger: Logger,
-        observed: Observation,
-        running: bool,
-        parameters: Mapping[str, nn.Parameter] | None = None,
-    ) -> None:
-        """Splits the optimizer's groups, in time for its first step."""
-        layers, granularity = self.settings.layers, self.settings.granularity
-        partition = agreed(partition_model(_unwrap(state.model), observed, layers, granularity))
-        self._freezer = self._make_freezer(state, partition, observed, parameters)
-        self._freezer.limit_stages(stage_limit(self.settings.max_stages, self._compiled))
-        self._batch_start(state, logger, running)
-
-    def _rehearse(self, state: State) -> Observation:
-        model = _unwrap(state.model)
+    def _forward_on_copy(self, state: State) -> Callable[[], object]:
+        assert self._execution is not None
+        model: Any = self._execution.module
         batch = copy.deepcopy(state.batch)
 
-        def forward() -> Any:
-            # Compiled forwards would hide the operators.
-            with set_stance('force_eager'), get_precision_context(Precision(state.precision), state.precision_config):
+        def forward() -> object:
+            with get_precision_context(Precision(state.precision), state.precision_config):
                 return list(losses_of(model.loss(model(batch), batch)))
 
-        observed = rehearse(model, forward)
-        reshard(model)
-        return observed
+        return forward
+
+    def _set_up(
+        self,
+        state: State,
+        execution: Execution,
+        observed: Observation,
+        parameters: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
+        self._life.set_up(
+            execution,
+            state.optimizers[0],
+            self._life.partition(execution.module, observed),
+            schedulers=state.schedulers,
+            observed=observed,
+            parameters=parameters,
+        )
 
     def _set_warmup(self, state: State) -> None:
         self._warmup = 0.0 if self.t_warmup is None else as_progress(self.t_warmup, state)
 
     def _batch_start(self, state: State, logger: Logger, running: bool = False) -> None:
-        assert self._freezer is not None
-        if self.const_time and self._lengthened_to is None:
-            self._lengthen(state)
-            _renew_progress_bars(state, logger)
-        done = progress(state)
-        if self._freezer.batch_start(done, self._warmup, running):
-            before, now = len(self._frozen_at), self._freezer.units_frozen
-            del self._frozen_at[now:]
-            self._frozen_at += [int(state.timestamp.batch)] * (now - len(self._frozen_at))
-            names = ', '.join(unit.name for unit in self._freezer.partition.units[min(before, now) : max(before, now)])
+        freezer = self._freezer
+        assert freezer is not None and self._execution is not None
+        if self.const_time and self._lengthening.at_first_batch(state, logger, lambda: self._predicted_saving(state)):
+            self._set_warmup(state)
+        done, before = progress(state), freezer.units_frozen
+        if self._life.batch_start(done, self._warmup, int(state.timestamp.batch), running):
+            now = freezer.units_frozen
+            names = ', '.join(unit.name for unit in freezer.partition.units[min(before, now) : max(before, now)])
             log.info('FreezeOut %s %s at progress %.4f', 'froze' if now > before else 'thawed', names, done)
-            self._follow(state)
+            freezer.follow(self._execution)
         if logger.destinations:
             self._log(done, logger)
 
     def _log(self, done: float, logger: Logger) -> None:
-        assert self._freezer is not None
+        assert self._freezer is not None and self._execution is not None
         metrics = {
             'freezeout/progress': done,
             'freezeout/units_frozen': self._freezer.units_frozen,
             'freezeout/fraction_frozen': self._freezer.fraction_frozen,
         }
-        if self._compiled:
-            metrics['freezeout/compile_seconds'] = compile_seconds()
+        metrics.update((f'freezeout/{name}', value) for name, value in self._execution.metrics().items())
         rates = self._freezer.learning_rates()
         metrics.update(zip(map(_lr_metric, rates), rates.values(), strict=True))
         logger.log_metrics(metrics)
 
-    # --- set-up
-
-    def _make_freezer(
-        self,
-        state: State,
-        partition: Partition,
-        observed: Observation | None = None,
-        parameters: Mapping[str, nn.Parameter] | None = None,
-    ) -> LayerFreezer:
-        freezer = LayerFreezer.from_settings(
-            _unwrap(state.model),
-            state.optimizers[0],
-            partition,
-            self.settings,
-            schedulers=state.schedulers,
-            observed=observed,
-            parameters=parameters,
-        )
-        freezer.freezer.called_whole = True
-        return freezer
-
-    # --- constant time
-
-    def _check_lengthened(self, state: State) -> None:
-        """A training is lengthened once, at its first batch; one that goes on has been lengthened already."""
-        if self._is_lengthened(state):
-            return
-        if state.timestamp.batch == 0:
-            self._lengthened_to = None
-        elif self._stretch is not None and self._lengthened_to is None:
-            self._lengthen(state)  # of a checkpoint that was loaded before the length of an epoch was known
-        else:
-            raise ValueError(
-                'const_time lengthens a training at its first batch, and this one has begun without it or is given '
-                'another duration by `fit`; use const_time=False and the duration that you want'
-            )
-
-    def _is_lengthened(self, state: State) -> bool:
-        # Composer refuses to compare times of different units.
-        duration, ours = state.max_duration, self._lengthened_to
-        return duration is not None and ours is not None and duration.to_timestring() == ours.to_timestring()
-
-    def _lengthen(self, state: State) -> None:
-        assert state.max_duration is not None
-        if self._stretch is None:
-            self._stretch = 1 / (1 - self._predicted_saving(state))
-        self._lengthened_to = lengthened(state, self._stretch)
-        log.info('FreezeOut lengthens the training from %s to %s', state.max_duration, self._lengthened_to)
-        state.max_duration = self._lengthened_to
-        self._set_warmup(state)
-
     def _predicted_saving(self, state: State) -> float:
-        assert self._freezer is not None
-        model, units = _unwrap(state.model), self._freezer.partition.units
-        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        assert self._freezer is not None and self._execution is not None
+        if not self._execution.counts_flops:
             raise ValueError(
                 'const_time cannot count the FLOPs of a model that is sharded by FSDP; use const_time=False and divide '
                 'max_duration by 1 - s, where s is the saving that `composer-freezeout plan` predicts'
             )
+        model: Any = self._execution.module
         with set_stance('force_eager'):
-            costs = step_flops_by_units_frozen(model, state.batch, units)
+            costs = step_flops_by_units_frozen(model, state.batch, self._freezer.partition.units)
         return predicted_saving(in_stages(costs, self._freezer.stages), self._freezer.freeze_times)
 
     # --- checkpoints
@@ -460,13 +398,12 @@ class FreezeOut(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """The settings, the partition, and what has been frozen and removed."""
-        state_dict: dict[str, Any] = {**super().state_dict(), 'settings': self._settings()}
         if self._freezer is not None:
             # Composer has asked for the optimizer's state before this, which joins its groups.
             self._freezer.groups.split()
-            state_dict |= self._freezer.saved(self._frozen_at).state_dict()
-        if self._stretch is not None:
-            state_dict['stretch'] = self._stretch
+        state_dict = {**super().state_dict(), 'settings': self._settings(), **self._life.state_dict()}
+        if self._lengthening.stretch is not None:
+            state_dict['stretch'] = self._lengthening.stretch
         return state_dict
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -480,78 +417,31 @@ class FreezeOut(Algorithm):
             self._loaded = Saved.from_state_dict(state)
             if self._freezer is None and self._state is not None:
                 # Before Composer tries to fit the optimizer's state to another model.
-                self._loaded.check_fit(_unwrap(self._state.model), self._state.optimizers[0])
+                self._loaded.check_fit(execution_of(self._state.model).module, self._state.optimizers[0])
         if self._freezer is not None:
             # The checkpoint has the shape of the original groups.
             self._freezer.groups.join()
         if self.const_time:
-            self._stretch = state.get('stretch')
-            # Before Composer asks whether there is anything left to train.
-            now = self._state
-            known = now is not None and now.max_duration is not None and now.dataloader_len is not None
-            if now is not None and known and self._stretch is not None and not self._is_lengthened(now):
-                self._lengthen(now)
+            self._lengthening.load(state.get('stretch'), self._state)
 
     def _restore(self, state: State) -> None:
         """Freezes what was frozen, and removes what was removed, when the checkpoint was made."""
         if self._loaded is None:
             return
         saved, self._loaded = self._loaded, None
+        execution = execution_of(state.model)
         if self._freezer is None:
-            saved.check_fit(_unwrap(state.model), state.optimizers[0])
-            self._freezer = self._make_freezer(state, saved.partition)
+            saved.check_fit(execution.module, state.optimizers[0])
+            self._life.set_up(execution, state.optimizers[0], saved.partition, schedulers=state.schedulers)
         elif not saved.partition.is_same(self._freezer.partition):
             raise ValueError(
                 "the checkpoint's FreezeOut units are not those of this run; load it into a new Trainer, or adopt the "
                 f"run's units with {ADOPT}"
             )
-        self._frozen_at = list(saved.frozen_at)
-        if self._freezer.restore(saved):
-            self._follow(state)
-
-    def _follow(self, state: State) -> None:
-        assert self._freezer is not None
-        self._freezer.follow(state.model, self._compiled)
+        if self._life.restore(saved) and self._freezer is not None:
+            self._freezer.follow(execution)
 
 
 @functools.cache
 def _lr_metric(unit: str) -> str:
     return f'freezeout/lr/{unit}'
-
-
-def _renew_progress_bars(state: State, logger: Logger) -> None:
-    # They are made for one unit of the duration.
-    for destination in logger.destinations:
-        if isinstance(destination, ProgressBarLogger) and destination.train_pbar:
-            destination.train_pbar.close()
-            destination.train_pbar = None
-            destination.epoch_start(state, logger)
-
-
-def _unwrap(model: nn.Module) -> Any:
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _refuse_rivals(state: State) -> None:
-    """Raises where another algorithm can't do its work next to FreezeOut."""
-    for algorithm in state.algorithms:
-        if isinstance(algorithm, SWA) and algorithm.schedule_swa_lr:
-            raise ValueError(
-                'FreezeOut and SWA(schedule_swa_lr=True) both set the learning rate, and SWA knows a single one only; '
-                'use SWA(schedule_swa_lr=False)'
-            )
-        if isinstance(algorithm, LayerFreezing):
-            raise ValueError('FreezeOut and LayerFreezing both freeze layers; use one of them')
-    if sum(isinstance(algorithm, FreezeOut) for algorithm in state.algorithms) > 1:
-        raise ValueError('FreezeOut stands more than once in `algorithms`; give it once')
-
-
-def _describe_scheduler(scheduler: LRScheduler) -> str | None:
-    """Name of a scheduler as the user knows it, or None if it leaves the learning rate alone."""
-    # Composer compiles its schedulers to a LambdaLR around a closure.
-    functions = getattr(scheduler, 'lr_lambdas', [None])
-    closure = inspect.getclosurevars(functions[0]).nonlocals if inspect.isfunction(functions[0]) else {}
-    original = closure.get('scheduler', scheduler)
-    if isinstance(original, ConstantScheduler) and original.alpha == 1.0:
-        return None
-    return getattr(original, '__name__', type(original).__name__)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from composer_freezeout.freezing.observing.units import Unit
-from composer_freezeout.freezing.prefix.prefix import BatchNormMode, UnitFreezer
+from composer_freezeout.freezing.prefix.prefix import FrozenPrefix
+from composer_freezeout.method.settings import BatchNormMode
 
 __all__ = ['Bench', 'StepSeconds', 'samples_of']
 
@@ -69,7 +70,7 @@ class Bench:
         self.precision = Precision(precision)
         self.model = copy.deepcopy(model).to(device).train()
         self.modules = [_modules_of(self.model, unit) for unit in units]
-        self.freezer = UnitFreezer(self.model, units, batchnorm)
+        self.prefix = FrozenPrefix(self.model, units, batchnorm)
         groups = [{'params': [self.model.get_parameter(name) for name in unit.parameters]} for unit in units]
         self.optimizer = make_optimizer(groups)
         for group in self.optimizer.param_groups:
@@ -85,8 +86,8 @@ class Bench:
         Returns:
             StepSeconds: What it took.
         """
-        self.freezer.set_frozen(units_frozen)
-        self.freezer.hold_modes()
+        self.prefix.set_frozen(units_frozen)
+        self.prefix.hold_modes()
         times = [self._now()]
         with get_precision_context(self.precision):
             loss: Any = self.model.loss(self.model(batch), batch)
@@ -135,7 +136,7 @@ class Bench:
         Returns:
             tuple[float, ...]: ``n`` numbers.
         """
-        self.freezer.set_frozen(0)
+        self.prefix.set_frozen(0)
         rounds = []
         for _ in range(repeats):
             with self._timed_modules() as seconds, get_precision_context(self.precision):

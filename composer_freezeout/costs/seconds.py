@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from composer_freezeout.costs.bench import Bench, StepSeconds, samples_of
 from composer_freezeout.freezing.observing.units import Unit
-from composer_freezeout.freezing.prefix.prefix import BatchNormMode
+from composer_freezeout.method.settings import BatchNormMode
 
 __all__ = ['StepProfile', 'counts_to_measure', 'profile_steps']
 

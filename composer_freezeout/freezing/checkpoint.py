@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from composer_freezeout.freezing.observing.partition import Partition
 from composer_freezeout.freezing.observing.units import Unit
-from composer_freezeout.freezing.prefix.folding import Known
+from composer_freezeout.freezing.prefix.pairs import Known
 from composer_freezeout.freezing.prefix.starvation import Gradients
 
 __all__ = ['ADOPT', 'Saved', 'check_same_settings']

@@ -1,34 +1,29 @@
 """FreezeOut on one model and one optimizer, in any training loop."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from composer_freezeout.freezing.checkpoint import Saved
-from composer_freezeout.freezing.execution.compilation import forget_compiled
-from composer_freezeout.freezing.execution.distributed import agree_on, agree_on_buffers, restart_ddp
+from composer_freezeout.freezing.execution.execution import Execution
 from composer_freezeout.freezing.observing.norms import place_norms
 from composer_freezeout.freezing.observing.observation import Observation
 from composer_freezeout.freezing.observing.partition import Partition
 from composer_freezeout.freezing.optimizer.groups import UnitGroups
 from composer_freezeout.freezing.prefix.buffers import BufferWatch
-from composer_freezeout.freezing.prefix.prefix import UnitFreezer
+from composer_freezeout.freezing.prefix.prefix import FrozenPrefix
 from composer_freezeout.freezing.prefix.starvation import GradientWatch
 from composer_freezeout.method import schedule
 from composer_freezeout.method.allocation import COST_SHIFT
 from composer_freezeout.method.schedule import HowScale
 from composer_freezeout.method.settings import BatchNormMode, Settings
 
-__all__ = ['LayerFreezer', 'agreed']
-
-log = logging.getLogger(__name__)
+__all__ = ['LayerFreezer']
 
 
 class LayerFreezer:
@@ -55,7 +50,11 @@ class LayerFreezer:
             a sharded one does between its forward and backward pass.
 
     Attributes:
+        partition (Partition): The units.
         freeze_times (tuple[float, ...]): Progress at which each unit freezes, in ``(0, 1]``.
+        stages (tuple[int, ...]): The numbers of frozen units that the training passes through.
+        prefix (FrozenPrefix): What keeps the units frozen.
+        groups (UnitGroups): The optimizer's groups.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -121,7 +120,7 @@ class LayerFreezer:
         self.scale_lr = settings.scale_lr
         self.freeze_times = settings.freeze_times(len(partition.units), partition.heads)
         self.limit_stages(None)
-        self.freezer = UnitFreezer(model, partition.units, settings.batchnorm, settings.fuse_frozen, parameters)
+        self.prefix = FrozenPrefix(model, partition.units, settings.batchnorm, settings.fuse_frozen, parameters)
         initial_factors = schedule.lr_factors(0.0, self.freeze_times, settings.scale_lr)
         self.groups = UnitGroups(
             optimizer,
@@ -158,7 +157,7 @@ class LayerFreezer:
             partition (Partition): The same units, with the modules that have to stand still.
         """
         self.partition = partition
-        self.freezer.learn(partition.units)
+        self.prefix.learn(partition.units)
 
     def _learn_norms(self) -> None:
         """Finds modules whose buffers training has begun to change, as BatchNorm's after a time in evaluation."""
@@ -179,7 +178,7 @@ class LayerFreezer:
             self.partition,
             tuple(frozen_at),
             groups.units_removed,
-            self.freezer.folding.known(),
+            self.prefix.folding.known(),
             self._watch.known(),
             groups.added,
             groups.own_values(),
@@ -199,8 +198,8 @@ class LayerFreezer:
         self.groups.set_removed(saved.units_removed)
         self.groups.set_own_values(saved.own_values)
         self.learn(saved.partition)
-        changed = self.freezer.set_frozen(len(saved.frozen_at))
-        self.freezer.folding.learn(saved.folding)
+        changed = self.prefix.set_frozen(len(saved.frozen_at))
+        self.prefix.folding.learn(saved.folding)
         self._watch.learn(saved.gradients)
         if changed:
             self._watch.start(self._trained())
@@ -209,7 +208,7 @@ class LayerFreezer:
     @property
     def units_frozen(self) -> int:
         """Number of frozen units, in ``[0, n)``."""
-        return self.freezer.units_frozen
+        return self.prefix.units_frozen
 
     @property
     def fraction_frozen(self) -> float:
@@ -242,7 +241,7 @@ class LayerFreezer:
             self.groups.set_removed(count)
         if count > self.units_frozen:
             self._learn_norms()
-        changed = self.freezer.set_frozen(count)
+        changed = self.prefix.set_frozen(count)
         self.groups.set_learning_rates(factors)
         if changed:
             if self.groups.moves_what_has_no_gradient:
@@ -250,25 +249,20 @@ class LayerFreezer:
             self._watch.start(self._trained())
         return changed
 
-    def follow(self, model: nn.Module, compiled: bool) -> None:
+    def follow(self, execution: Execution) -> None:
         """Lets what surrounds the model know that other parameters are trainable now.
 
         Args:
-            model (nn.Module): The model as it is trained, with its data-parallel wrapper.
-            compiled (bool): Whether a part of it is compiled.
+            execution (Execution): How the model runs.
         """
-        settled = self.freezer.frozen_norms
-        agree_on_buffers(settled)
-        if isinstance(model, DistributedDataParallel):
-            restart_ddp(model, settled)
-        if compiled:
-            self._watch.stop()  # its hooks would be compiled, and their absence once more
-            forget_compiled()
+        execution.after_freeze(self.prefix.frozen_norms)
+        if not execution.runs_hooks:
+            self._watch.stop()
 
     def epoch_end(self) -> None:
         """Takes the frozen units out of the optimizer and releases their optimizer state."""
         self.groups.set_removed(self.units_frozen)
-        self.freezer.rest()
+        self.prefix.rest()
 
     def _trained(self) -> list[str]:
         return [name for unit in self.partition.units[self.units_frozen :] for name in unit.parameters]
@@ -303,15 +297,3 @@ class LayerFreezer:
                 zip(self.partition.units, self._sizes, self.freeze_times, strict=True)
             )
         ]
-
-
-def agreed(partition: Partition) -> Partition:
-    """The units of the first rank, on all of them, with a word on what the user should know of them.
-
-    Args:
-        partition (Partition): Those of this rank.
-    """
-    partition = agree_on(partition)
-    for problem in partition.problems():
-        log.warning('FreezeOut: %s.', problem)
-    return partition

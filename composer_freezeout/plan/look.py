@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from composer.models import ComposerModel
 from composer.utils import reproducibility
 
-from composer_freezeout.freezing.execution.compilation import is_compiled, stage_limit
+from composer_freezeout.costs.activations import saved_bytes
+from composer_freezeout.freezing.execution.find import execution_of
 from composer_freezeout.freezing.observing.partition import Partition
 from composer_freezeout.method.schedule import freeze_stages
 from composer_freezeout.method.settings import Settings
-from composer_freezeout.plan.batches import Batches, look_at_data
+from composer_freezeout.plan.batches import Batches, look_at_data, size_path
 from composer_freezeout.plan.components import Components, Place, components_of, partition_of, place_to_measure
 from composer_freezeout.run.config import RunConfig
 from composer_freezeout.run.faults import ConfigError, Fault
+from composer_freezeout.run.memory import check_memory
 from composer_freezeout.run.models import build_model
 
 __all__ = ['Looked', 'look_at']
@@ -72,14 +74,20 @@ def look_at(config: RunConfig, image_size: int | None, *, measure: bool) -> Look
     model = build_model(config.model)
     place = place_to_measure(config)
     batches = look_at_data(config, place.device, image_size, measure=measure)
+    _check_step(model, batches, config)
     partition = partition_of(model, batches.example, components)
     settings = components.freezeout.settings
-    stages = freeze_stages(
-        len(partition.units) - partition.heads + 1, stage_limit(settings.max_stages, is_compiled(model))
-    )
+    max_stages = execution_of(model).stage_limit(settings.max_stages)
+    stages = freeze_stages(len(partition.units) - partition.heads + 1, max_stages)
     try:
         times = settings.freeze_times(len(partition.units), partition.heads)
     except ValueError as error:
         # How many units there are only the model shows.
         raise ConfigError([Fault(f'algorithms.{components.index}.unit_costs', str(error))]) from error
     return Looked(config, components, model, place, batches, partition, times, tuple(stages))
+
+
+def _check_step(model: ComposerModel, batches: Batches, config: RunConfig) -> None:
+    samples, (_, height, width) = len(batches.example[0]), batches.image_shape
+    what = f'the activations of {samples} images of {height}x{width}'
+    check_memory(saved_bytes(model, batches.example), size_path(config.train_data), what, 'choose smaller images')

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from composer_freezeout.freezing.execution.compilation import DEFAULT_STAGES
 from composer_freezeout.results.stats import CONFIDENCE
 from composer_freezeout.step_time.result import Result
 
@@ -85,7 +84,7 @@ def _python_time(result: Result) -> list[Bar]:
     lines = []
     for line, key in ((name, 'algorithm_seconds'), (alone, 'algorithm_seconds_alone')):
         # Of all numbers of frozen units together: a process that loses its core for a moment would decide the largest.
-        samples = 1e6 * np.concatenate([result.rows['freezeout', k][key] for k in result.measured])
+        samples = 1e6 * np.concatenate([getattr(result.rows['freezeout', k], key) for k in result.measured])
         low, middle, high = map(float, np.quantile(samples, [0.25, 0.5, 0.75]))
         lines.append(Bar(line, middle, (low, high), 0, 100, '{:.0f} µs', note))
     return lines
@@ -99,7 +98,7 @@ def _against_bound(result: Result) -> list[Bar]:
     if not result.ends:
         return [Bar(line, None, None, 0, 1.05, '{:.3f}×', _needs_ends(result)) for line in (name, without, counted)]
     row = result.rows['bound', last]
-    folded = f'{row["norms_folded"]} of {row["norms_folded"] + row["norms_unfolded"]} BatchNorms folded'
+    folded = f'{row.norms_folded} of {(row.norms_folded or 0) + (row.norms_unfolded or 0)} BatchNorms folded'
     ours, bound = result.step('freezeout', last), result.step('bound', last)
     added = result.step('composer') - result.step('loop')
     extra = _added_by_composer(result, 'operators')
@@ -123,8 +122,11 @@ def _memory(result: Result) -> list[Bar]:
 
 
 def _compiled(result: Result) -> list[Bar]:
-    if result.record['settings']['compile'] is None:
+    if result.record.settings.compile is None:
         return []
+    # Imported here: torch takes seconds, and nothing else of a report needs it.
+    from composer_freezeout.freezing.execution.compiled import DEFAULT_STAGES
+
     name = "share of eager execution's relative saving that is kept, compiled, where each unit freezes by itself"
     default = f'the same in {DEFAULT_STAGES} stages, as by default'
     return [
@@ -142,7 +144,7 @@ def _several_processes(result: Result) -> list[Bar]:
 
 def _saving_kept(result: Result, name: str, option: str, other: str, max_stages: int | None = None) -> Bar:
     """The relative saving, as a share of that in the record that an option named."""
-    saving = result.record[f'{option}_saving']
+    saving = {'eager': result.record.eager_saving, 'one': result.record.one_saving}[option]
     note = _why_no_share(result, option, saving)
     if note is not None:
         return Bar(name, None, None, 0.95, np.inf, '{:.1%}', note)

@@ -1,1 +1,1 @@
-"""What DistributedDataParallel, FSDP and torch.compile need to be told after a freeze."""
+"""How a model runs: eager, in DistributedDataParallel, sharded by FSDP, compiled. What each needs when units freeze."""

@@ -7,22 +7,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
-from torch.utils.hooks import RemovableHandle
 
-from composer_freezeout.freezing.observing.tensors import tensors_in
+from composer_freezeout.freezing.execution.find import execution_of
 from composer_freezeout.freezing.observing.units import Unit
-from composer_freezeout.freezing.prefix.activation_checkpoints import Nonreentrant
-from composer_freezeout.freezing.prefix.folding import BatchNormFolding, runs_otherwise
+from composer_freezeout.freezing.prefix.around_forward import AroundForward
+from composer_freezeout.freezing.prefix.fusions import Fusions
 from composer_freezeout.method.settings import BatchNormMode, check_batchnorm
 
-__all__ = ['UnitFreezer', 'anchored', 'release_earlier']
+__all__ = ['FrozenPrefix', 'release_earlier']
 
 
 _requires_grad = attrgetter('requires_grad')
 
 # The latest of each model: what an earlier one has put around it has to go.
-_freezers: 'weakref.WeakKeyDictionary[nn.Module, weakref.ref[UnitFreezer]]' = weakref.WeakKeyDictionary()
+_prefixes: 'weakref.WeakKeyDictionary[nn.Module, weakref.ref[FrozenPrefix]]' = weakref.WeakKeyDictionary()
 
 
 def release_earlier(model: nn.Module) -> None:
@@ -31,31 +29,12 @@ def release_earlier(model: nn.Module) -> None:
     Args:
         model (nn.Module): The model; its parameters stay as they are.
     """
-    earlier = _freezers[model]() if model in _freezers else None
+    earlier = _prefixes[model]() if model in _prefixes else None
     if earlier is not None:
         earlier.release()
 
 
-def anchored(values: Any) -> Any:
-    """Lets a backward pass start from values that no trained parameter stands behind, and end there at once.
-
-    Args:
-        values (Any): Tensors, such as a loss, in any nesting of containers.
-
-    Returns:
-        Any: The same values; their floating-point tensors require a gradient if none of them did.
-    """
-    if any(map(_requires_grad, tensors_in(values))):
-        return values
-    return tree_map(
-        lambda leaf: (
-            leaf.detach().requires_grad_() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
-        ),
-        values,
-    )
-
-
-class UnitFreezer:
+class FrozenPrefix:
     """Freezes and thaws the leading units of a model, in place.
 
     Parameters are looked up once: a sharded model shows others in their place while they are gathered.
@@ -93,7 +72,8 @@ class UnitFreezer:
         self.units = tuple(units)
         self.batchnorm = batchnorm
         self.fuse_frozen = fuse_frozen
-        self.folding = BatchNormFolding(model)
+        self._fusions = Fusions(model)
+        self.folding = self._fusions.folding
         self.units_frozen = 0
         self.called_whole = False
         self._released = False
@@ -105,10 +85,9 @@ class UnitFreezer:
         self._held: list[_Mode] = []
         self._scripted: list[_Mode] = []
         self._without_tracking: list[Any] = []
-        self._around = _AroundForward(self)
-        self._masked = _MaskedAttention(self)
+        self._around = AroundForward(model, self._hold_in_training)
         release_earlier(model)
-        _freezers[model] = weakref.ref(self)
+        _prefixes[model] = weakref.ref(self)
         self._check_norms()
 
     def learn(self, units: Sequence[Unit]) -> None:
@@ -179,6 +158,10 @@ class UnitFreezer:
         self.hold_parameters()
         self.hold_modes()
 
+    def _hold_in_training(self) -> None:
+        if not self._idle:
+            self.hold()
+
     def hold_parameters(self) -> None:
         """Freezes again what others have thawed, as code does that switches ``requires_grad`` of a whole model."""
         # In every batch and for every parameter, hence without a line of Python for each.
@@ -206,9 +189,7 @@ class UnitFreezer:
     def release(self) -> None:
         """Gives the layers of frozen units their own behaviour back; their parameters stay frozen."""
         self._release_norms()
-        self.folding.release()
         self._around.remove()
-        self._masked.put(())
         self._released = True
 
     def _freeze(self) -> None:
@@ -223,26 +204,20 @@ class UnitFreezer:
             names = (norm for unit in self.units[:count] for norm in unit.norms)
             self.frozen_norms = [self.model.get_submodule(name) for name in names]
         self._around.remove()
-        self._masked.put(())
-        as_it_stands = not runs_otherwise(self.model)
-        if count and as_it_stands:
+        if count and execution_of(self.model).runs_as_written:
             self._around.put()
         held: list[nn.Module] = []
         if self.batchnorm == 'eval':
             held += self.frozen_norms
         else:
             self._without_tracking = [norm for norm in self.frozen_norms if norm.track_running_stats]
-        if self.fuse_frozen and count and as_it_stands:
-            attention = [module for module in self.model.modules() if _is_fusible(module)]
-            self._masked.put(attention)
-            held += attention
+        if self.fuse_frozen and count:
+            held += self._fusions.fuse(self.frozen_norms if self.batchnorm == 'eval' else [])
         for module in held:
             (self._scripted if isinstance(module, torch.jit.ScriptModule) else self._held).append(_Mode(module))
-        if self.fuse_frozen and self.batchnorm == 'eval':
-            self.folding.fold(self.frozen_norms)
 
     def _release_norms(self) -> None:
-        self.folding.fold(())
+        self._fusions.release()
         for mode in (*self._held, *self._scripted):
             mode.release(self.model.training)
         for norm in self._without_tracking:
@@ -263,104 +238,3 @@ class _Mode:
 
     def release(self, training: bool) -> None:
         self.module.training = self.wanted and training
-
-
-class _AroundForward:
-    """What has to be seen to whenever a model with frozen units runs forward, whoever calls it.
-
-    Args:
-        freezer (UnitFreezer, optional): What keeps the units frozen. A copy of this object, which a copy of the model
-            has among its hooks, has none and does nothing.
-    """
-
-    def __init__(self, freezer: 'UnitFreezer | None' = None) -> None:
-        self._freezer = freezer
-        self._checkpoints = Nonreentrant()
-        self._hooks: list[RemovableHandle] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _AroundForward, ()
-
-    @property
-    def is_put(self) -> bool:
-        """Whether the hooks are on the model."""
-        return bool(self._hooks)
-
-    def put(self) -> None:
-        """Puts the hooks on the model."""
-        assert self._freezer is not None
-        model = self._freezer.model
-        self._checkpoints.put()
-        self._hooks = [
-            model.register_forward_pre_hook(self._enter),
-            model.register_forward_hook(self._leave, always_call=True),
-        ]
-
-    def remove(self) -> None:
-        """Takes the hooks off."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        self._checkpoints.remove()
-
-    def _enter(self, module: nn.Module, _: object) -> None:
-        # Compilers look into hooks, and nn.DataParallel runs copies that share them.
-        if torch.compiler.is_compiling() or self._freezer is None or module is not self._freezer.model:
-            return
-        if module.training and not self._freezer._idle:
-            self._freezer.hold()
-        self._checkpoints.enter()
-
-    def _leave(self, module: nn.Module, _: object, output: Any) -> Any:
-        if torch.compiler.is_compiling() or self._freezer is None or module is not self._freezer.model:
-            return None
-        self._checkpoints.leave()
-        if output is None or not module.training or not torch.is_grad_enabled():
-            return None
-        if isinstance(output, torch.Tensor) and output.requires_grad:  # as nearly always
-            return None
-        return anchored(output)
-
-
-class _MaskedAttention:
-    """Has frozen attention run as in training where there is a mask.
-
-    As one operator it makes other numbers of a row that has no key to attend to.
-
-    Args:
-        freezer (UnitFreezer, optional): What keeps it in evaluation. A copy of this object has none and does nothing.
-    """
-
-    def __init__(self, freezer: 'UnitFreezer | None' = None) -> None:
-        self._freezer = freezer
-        self._hooks: list[RemovableHandle] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _MaskedAttention, ()
-
-    def put(self, modules: Sequence[nn.Module]) -> None:
-        """Puts hooks on some attention, and takes them off all other."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        for module in modules:
-            self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-            self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
-
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        masks = (*args[3:4], *args[5:6], kwargs.get('key_padding_mask'), kwargs.get('attn_mask'))
-        if self._freezer is not None and self._freezer.model.training and any(mask is not None for mask in masks):
-            vars(module)['training'] = True
-
-    def _leave(self, module: nn.Module, *_: object) -> None:
-        if self._freezer is not None and self._freezer.model.training:
-            vars(module)['training'] = False
-
-
-def _is_fusible(module: nn.Module) -> bool:
-    """Whether a module is frozen attention, in which the mode decides on nothing but the operator that computes it."""
-    return (
-        type(module) is nn.MultiheadAttention
-        and module.dropout == 0
-        and not any(parameter.requires_grad for parameter in module.parameters())
-    )

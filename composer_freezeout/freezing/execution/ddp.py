@@ -1,54 +1,38 @@
-"""Keeps data-parallel wrappers in step with what is frozen."""
+"""Models that DistributedDataParallel wraps: a reducer that waits for frozen parameters would wait for ever."""
 
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['agree_on', 'agree_on_buffers', 'reshard', 'restart_ddp']
+from composer_freezeout.freezing.execution.execution import Execution
 
-T = TypeVar('T')
+__all__ = ['DDP', 'restart_ddp']
 
 
-def agree_on_buffers(modules: Iterable[nn.Module]) -> None:
-    """Gives every rank the first one's buffers, as a checkpoint does.
-
-    Ranks keep statistics of their own under FSDP, which matters once a frozen layer normalises by them.
+class DDP(Execution):
+    """A model in a ``DistributedDataParallel`` wrapper, which is started anew whenever units freeze.
 
     Args:
-        modules (Iterable[nn.Module]): The same modules, in the same order, on every rank.
+        model (DistributedDataParallel): The wrapper.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for buffer in (buffer for module in modules for buffer in module.buffers(recurse=False)):
-            dist.broadcast(buffer, src=0)
 
+    def __init__(self, model: DistributedDataParallel) -> None:
+        super().__init__(model)
+        self._wrapper = model
 
-def agree_on(value: T) -> T:
-    """What the first rank says.
+    @property
+    def module(self) -> nn.Module:
+        """What is inside of the wrapper."""
+        return self._wrapper.module
 
-    Args:
-        value (T): What this rank would say, of a kind that can be pickled.
-    """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        values: list[Any] = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
-    return value
-
-
-def reshard(model: nn.Module) -> None:
-    """Puts the shards back in the place of gathered parameters, which a forward pass without a backward leaves there.
-
-    Args:
-        model (nn.Module): A model; nothing happens to what FSDP2 doesn't shard.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    def after_freeze(self, settled: Sequence[nn.Module]) -> None:
+        """Gives the wrapper a reducer that doesn't wait for what is frozen, besides."""
+        super().after_freeze(settled)
+        restart_ddp(self._wrapper, settled)
 
 
 def restart_ddp(model: DistributedDataParallel, settled: Iterable[nn.Module] = ()) -> None:
