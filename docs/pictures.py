@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from composer_freezeout.compare.judging.comparison import accuracy, load
+from composer_freezeout.compare.judging.comparison import load
 from composer_freezeout.compare.report.figures.style import INK, MUTED, STYLES, marker_style, styled, svg
 from composer_freezeout.method.schedule import freeze_times, lr_factor
 from composer_freezeout.step_time.result import Result, load_result
@@ -30,7 +30,7 @@ _LAYER_FREEZING, _FREEZEOUT, _BOUND = STYLES['layer_freezing'][0], STYLES['freez
 def schedules() -> Figure:
     """The paper's figure 1 for the units of ResNet-20: learning rates for two scales, unscaled and scaled."""
     record = load_result(RESULTS / 'step_time-resnet20-cpu-2026-11-21').record
-    names = [unit['name'].removeprefix('module.') for unit in record['units']]
+    names = [unit.name.removeprefix('module.') for unit in record.units]
     colours = [_DEPTH(index / (len(names) - 1)) for index in range(len(names))]
     figure = Figure(figsize=(9, 5.6), layout='constrained')
     panels, legend = figure.subfigures(1, 2, width_ratios=[7.4, 1.6], squeeze=False)[0]
@@ -128,7 +128,8 @@ def accuracy_time() -> Figure:
     means = {}
     for arm, label in shown.items():
         runs = comparison.of(arm)
-        seconds, scores = [run.record['training_seconds'] for run in runs], [accuracy(run) or 0.0 for run in runs]
+        seconds = [run.record.training_seconds for run in runs]
+        scores = [run.record.accuracy or 0.0 for run in runs]
         means[arm] = np.mean(seconds), np.mean(scores)
         style = marker_style(STYLES[arm])
         axes.plot(seconds, scores, color=style['color'], marker='.', markersize=5, linestyle='none', alpha=0.45)

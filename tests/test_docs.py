@@ -87,7 +87,6 @@ def test_each_page_is_in_the_contents():
     assert sorted(['index', *listed]) == sorted(page.stem for page in DOCS.glob('*.md'))
 
 
-@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, '-m', 'sphinx', '-n', '-W', '--keep-going', '-q', str(DOCS), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.compare.judging.comparison import Comparison, accuracy, load
+from composer_freezeout.compare.judging.comparison import Comparison, load
 from composer_freezeout.step_time.result import load_result
 
 ROOT = Path(__file__).parent.parent
@@ -52,9 +52,9 @@ def test_every_setting_is_described():
 
 def row(comparison: Comparison, arm: str) -> list[str]:
     """The numbers of an arm as tables show them: accuracy, time, and what was saved of it."""
-    runs = comparison.of(arm)
-    scores, seconds = [100 * (accuracy(run) or 0) for run in runs], [run.record['training_seconds'] for run in runs]
-    baseline = mean(run.record['training_seconds'] for run in comparison.of('baseline'))
+    records = [run.record for run in comparison.of(arm)]
+    scores, seconds = [100 * (record.accuracy or 0) for record in records], [r.training_seconds for r in records]
+    baseline = mean(run.record.training_seconds for run in comparison.of('baseline'))
     saved = '–' if arm == 'baseline' else f'{100 * (1 - mean(seconds) / baseline):.1f}'.replace('-', '−')
     return [f'{mean(scores):.2f} ± {stdev(scores):.2f}', f'{mean(seconds):.1f} ± {stdev(seconds):.1f}', saved]
 
