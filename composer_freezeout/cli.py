@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from composer_freezeout.run.threads import settle_threads
+
 __all__ = ['COMMANDS', 'main']
 
 COMMANDS = {
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('command', choices=list(COMMANDS), help='see below', metavar='command')
     parser.add_argument('arguments', nargs=argparse.REMAINDER, help='its own')
     arguments = parser.parse_args(argv)
+    # Before any of them imports torch.
+    settle_threads()
     module, _ = COMMANDS[arguments.command]
     return import_module(module).main(arguments.arguments)
 

@@ -2,7 +2,10 @@
 
 import errno
 import json
+import multiprocessing
 import subprocess
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,8 +20,9 @@ from composer_freezeout.results.differences import ABSENT, differences
 from composer_freezeout.results.environment import checkout, environment
 from composer_freezeout.results.files import json_safe, write_json
 from composer_freezeout.results.record import Record
-from composer_freezeout.run import record
-from composer_freezeout.run.record import Recorder, Stopwatch
+from composer_freezeout.run import clocks
+from composer_freezeout.run.clocks import Stopwatch, cpu_seconds
+from composer_freezeout.run.recorder import Recorder
 
 RESULTS = Path(__file__).parents[1] / 'benchmarks' / 'results'
 NO_LOGGER = cast(Logger, None)
@@ -32,8 +36,11 @@ def clock(monkeypatch):
         def perf_counter(self) -> float:
             return self.now
 
+        def process_time(self) -> float:
+            return self.now / 2
+
     clock = Clock()
-    monkeypatch.setattr(record, 'time', clock)
+    monkeypatch.setattr(clocks, 'time', clock)
     return clock
 
 
@@ -124,18 +131,20 @@ def test_training_time_stands_still_during_evaluation(clock, sgd):
     assert recorder.evaluation.seconds() == 200
     assert recorder.data_wait.seconds() == 4
     first, second = recorder.epochs
-    assert [row['training_seconds'] for row in recorder.epochs] == [25, 25]
-    assert [row['data_wait_seconds'] for row in recorder.epochs] == [2, 2]
-    assert (first['epoch'], first['batch'], first['train'], first['eval']) == (
+    assert [row.training_seconds for row in recorder.epochs] == [25, 25]
+    assert [row.training_cpu_seconds for row in recorder.epochs] == pytest.approx([12.5, 12.5])
+    assert recorder.training_cpu.seconds() == pytest.approx(25)
+    assert [row.data_wait_seconds for row in recorder.epochs] == [2, 2]
+    assert (first.epoch, first.batch, first.train, first.eval) == (
         1,
         2,
         {'Accuracy': 0.5, 'loss': 0.5},
         {'Accuracy': 0.25},
     )
-    assert second['train']['loss'] == 2.5 and second['eval'] == {}
-    assert second['trainable_parameters'] == 9
+    assert second.train['loss'] == 2.5 and second.eval == {}
+    assert second.trainable_parameters == 9
     recorder.finish(state(4))
-    assert len(recorder.epochs) == 2 and recorder.epochs[1]['eval'] == {'Accuracy': 0.25}
+    assert len(recorder.epochs) == 2 and recorder.epochs[1].eval == {'Accuracy': 0.25}
 
 
 def test_a_run_that_ends_within_an_epoch_has_its_row(clock, sgd):
@@ -145,7 +154,7 @@ def test_a_run_that_ends_within_an_epoch_has_its_row(clock, sgd):
     recorder.batch_end(state(0), NO_LOGGER)
     recorder.finish(state(1))
     recorder.finish(state(1))
-    assert [row['batch'] for row in recorder.epochs] == [1]
+    assert [row.batch for row in recorder.epochs] == [1]
 
 
 @pytest.mark.parametrize('batches', [1, 2, 10, 11, 12, 1000])
@@ -154,7 +163,7 @@ def test_the_trace_is_bounded_and_has_both_ends(sgd, batches):
     for batch in range(batches):
         sgd.param_groups[0]['lr'] = batch / 10
         recorder.after_train_batch(state(batch, sgd), NO_LOGGER)
-    trace = recorder.lr_trace()
+    trace = recorder.learning_rates.result().model_dump()
     assert trace['batch'][0] == 0 and trace['batch'][-1] == batches - 1
     assert len(trace['batch']) <= 11
     assert trace['batch'] == sorted(set(trace['batch']))
@@ -176,7 +185,7 @@ def test_the_trace_follows_units_and_is_null_where_they_have_left():
     recorder.after_train_batch(state(0, optimizer), NO_LOGGER)
     del optimizer.param_groups[1:]
     recorder.after_train_batch(state(1, optimizer), NO_LOGGER)
-    assert recorder.lr_trace() == {
+    assert recorder.learning_rates.result().model_dump() == {
         'batch': [0, 1],
         'lr': {'head': [0.5, 0.5], 'stem': [0.5, None], 'stem#2': [0.5, None]},
     }
@@ -207,9 +216,9 @@ def test_a_checkpoint_carries_the_record(clock, sgd):
     train_one_epoch(resumed, clock, range(6, 9), sgd)
     assert resumed.training.seconds() == 9 * 11 + 2 * 3  # not what passed in between
     assert resumed.evaluation.seconds() == 200 and resumed.data_wait.seconds() == 9
-    assert resumed.resumed_at == [6] and [row['batch'] for row in resumed.epochs] == [6, 9]
+    assert resumed.resumed_at == [6] and [row.batch for row in resumed.epochs] == [6, 9]
     train_one_epoch(recorder, clock, range(6, 9), sgd)
-    assert resumed.lr_trace() == recorder.lr_trace()
+    assert resumed.learning_rates.result() == recorder.learning_rates.result()
 
 
 def test_segments_end_where_something_freezes(clock):
@@ -234,14 +243,18 @@ def test_segments_end_where_something_freezes(clock):
         recorder.fit_end(state(batch, optimizer), NO_LOGGER)
 
     def row(batch: int, batches: int, seconds: float, parameters: int) -> dict[str, Any]:
-        measured = {'batch': batch, 'batches': batches, 'seconds': seconds}
+        measured = {'batch': batch, 'batches': batches, 'seconds': seconds, 'cpu_seconds': seconds / 2}
         return {**measured, 'units_frozen': None, 'trainable_parameters': parameters}
+
+    def rows(recorder: Recorder) -> list[dict[str, Any]]:
+        found = [segment.model_dump() for segment in recorder.segments]
+        return [{**row, 'cpu_seconds': pytest.approx(row['cpu_seconds'])} for row in found]
 
     whole = Recorder()
     run(whole, range(8))
     end(whole, 8)
     assert whole.first_batch_seconds == 100
-    assert whole.segments == [row(1, 4, 8, 25), row(5, 3, 3, 16)]
+    assert rows(whole) == [row(1, 4, 8, 25), row(5, 3, 3, 16)]
 
     # The first batch of a resumed run allocates anew, and is in no segment either.
     model.requires_grad_(True)
@@ -251,7 +264,47 @@ def test_segments_end_where_something_freezes(clock):
     run(second, range(4, 8))
     end(second, 8)
     assert second.first_batch_seconds == 100
-    assert second.segments == [row(1, 3, 6, 25), row(5, 3, 3, 16)]
+    assert rows(second) == [row(1, 3, 6, 25), row(5, 3, 3, 16)]
+
+
+def test_cpu_time_of_a_run_that_an_earlier_version_began_is_unknown(clock, sgd):
+    recorder = Recorder()
+    recorder.fit_start(state(), NO_LOGGER)
+    train_one_epoch(recorder, clock, range(6), sgd)
+    saved = recorder.state_dict()
+    del saved['training_cpu_seconds'], saved['epochs'][0]['training_cpu_seconds']
+    resumed = Recorder()
+    resumed.load_state_dict(saved)
+    resumed.fit_start(state(6), NO_LOGGER)
+    train_one_epoch(resumed, clock, range(6, 9), sgd)
+    assert resumed.results(cast(State, state(9)))['training_cpu_seconds'] is None
+    assert [row.training_cpu_seconds for row in resumed.epochs] == [None, None]
+
+
+def test_cpu_time_is_that_of_data_workers_too_while_they_run_and_when_they_have_ended():
+    def of_others() -> float:
+        return cpu_seconds() - time.process_time()
+
+    before = of_others()
+    worker = multiprocessing.get_context('spawn').Process(target=sum, args=(range(10**12),))
+    worker.start()
+    while (running := of_others() - before) < 0.3:
+        time.sleep(0.01)
+    worker.terminate()
+    worker.join()
+    assert of_others() - before >= running - 0.02  # it is told in ticks while it runs
+
+
+def test_cpu_time_is_that_of_all_threads():
+    def work() -> None:
+        while time.thread_time() < 0.2:
+            pass
+
+    before = cpu_seconds()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert cpu_seconds() - before >= 0.2
 
 
 def test_json_has_no_nan(tmp_path):

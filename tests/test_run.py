@@ -124,7 +124,7 @@ def test_the_trace_is_what_the_optimizer_stepped_with(yaml, tmp_path):
     run.trainer.fit()
     run.trainer.close()
     assert len(used) == 6 and len(set(used)) > 1
-    assert run.recorder.lr_trace() == {'batch': list(range(6)), 'lr': {'group0': used}}
+    assert run.recorder.learning_rates.result().model_dump() == {'batch': list(range(6)), 'lr': {'group0': used}}
     # Composer steps its schedulers before it counts the batch: they are one batch late.
     assert used == pytest.approx([0.05 * (1 + math.cos(math.pi * max(b - 1, 0) / 6)) / 2 for b in range(6)])
     assert run.recorder.optimizer['groups'][0]['lr'] == 0.05

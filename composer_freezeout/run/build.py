@@ -15,7 +15,7 @@ from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data import build_data, per_rank
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.models import build_model
-from composer_freezeout.run.record import Recorder
+from composer_freezeout.run.recorder import Recorder
 from composer_freezeout.run.registry import Bound, bind
 from composer_freezeout.run.signatures import Constructor
 

@@ -1,6 +1,7 @@
 """What is wrong with a configuration or a command line, told in lines that a user can act on."""
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,9 +9,15 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ['COMMAND_LINE', 'ConfigError', 'Fault', 'Refused', 'describe', 'faults_of', 'shown', 'suggest']
+__all__ = ['COMMAND_LINE', 'ConfigError', 'Fault', 'Refused', 'describe', 'faults_of', 'shown', 'suggest', 'told']
 
 COMMAND_LINE = 'command line'
+
+_REMEDIES = dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'free some space, or let the output go to another disk'
+) | dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), 'change its permissions, or choose another place')
+# torch has no type of its own for an allocation that fails on the CPU.
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
 
 class Fault(NamedTuple):
@@ -219,3 +226,25 @@ def describe(fault: Fault, path: str | Path, overrides: Sequence[str] = ()) -> s
     )
     source = COMMAND_LINE if from_command_line else str(path)
     return ': '.join(filter(None, [source, fault.path, fault.message]))
+
+
+def told(error: BaseException) -> str | None:
+    """The line that tells a user of an error that the machine is at fault for: files, disks and memory.
+
+    Args:
+        error (BaseException): What was raised.
+
+    Returns:
+        str, optional: The line; None if the error is of another kind, which only its traceback explains.
+    """
+    text = ' '.join(str(error).split())
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _REMEDIES):
+        remedy = _REMEDIES.get(error.errno or 0, 'make it readable, or name another file')
+        return f'{error.filename or "a file"}: {error.strerror}; {remedy}'
+    if isinstance(error, RuntimeError) and 'PytorchStreamWriter failed' in text:
+        return f'a checkpoint cannot be written ({text[:200]}); {_REMEDIES[errno.ENOSPC]}'
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+        return (
+            f'not enough memory ({text[:200] or type(error).__name__}); take smaller batches, data or a smaller model'
+        )
+    return None

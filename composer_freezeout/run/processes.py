@@ -8,9 +8,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-__all__ = ['Stopped', 'execute', 'stoppable']
+__all__ = ['Stopped', 'execute', 'rank', 'stoppable']
 
 _SECONDS_TO_STOP = 20
+
+
+def rank() -> int:
+    """Which of the processes that a launcher has started this one is.
+
+    Returns:
+        int: In ``[0, number of processes)``; 0 without a launcher.
+    """
+    return int(os.environ.get('RANK', '0'))
 
 
 class Stopped(BaseException):
@@ -41,19 +50,27 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def execute(command: Sequence[str], log: Path | None = None) -> int:
+def execute(command: Sequence[str], log: Path | None = None, handles: Sequence[int] = ()) -> int:
     """Runs a command to its end, in a session of its own that ends with this process's call.
 
     Args:
         command (Sequence[str]): The command.
         log (Path, optional): Where its output goes; its folder exists. Default: where this process's goes.
+        handles (Sequence[int]): Open files that it inherits, with the locks on them.
 
     Returns:
         int: Its exit code, negative if a signal ended it.
     """
     with contextlib.nullcontext() if log is None else log.open('wb') as file:
         error = None if file is None else subprocess.STDOUT
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=error, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=error,
+            pass_fds=handles,
+            start_new_session=True,
+        )
         try:
             return process.wait()
         finally:

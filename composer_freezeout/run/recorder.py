@@ -2,8 +2,7 @@
 
 import platform
 import resource
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,60 +10,24 @@ import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist, map_collection
-from torch.optim import Optimizer
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
-from composer_freezeout.freezing.optimizer.param_group import UNIT
+from composer_freezeout.results.files import json_safe
+from composer_freezeout.results.record import Epoch, Segment, Unit
+from composer_freezeout.run.clocks import Stopwatch, cpu_seconds
+from composer_freezeout.run.learning_rates import LearningRateTrace, hyperparameters
 
-__all__ = ['Recorder', 'Stopwatch']
-
-
-class Stopwatch:
-    """Adds up the seconds between starts and stops.
-
-    Args:
-        synchronize (Callable, optional): Called before each reading, to wait for work that was only enqueued.
-    """
-
-    def __init__(self, synchronize: Callable[[], object] | None = None):
-        self.synchronize = synchronize
-        self._before = 0.0
-        self._since: float | None = None
-
-    def start(self) -> None:
-        """Starts, if it is not running."""
-        if self._since is None:
-            self._since = self._now()
-
-    def stop(self) -> None:
-        """Stops, if it is running."""
-        self._before, self._since = self.seconds(), None
-
-    def cancel(self) -> None:
-        """Stops, and forgets the time since the last start."""
-        self._since = None
-
-    def seconds(self) -> float:
-        """Seconds so far, in ``[0, ∞)``."""
-        return self._before + (self._now() - self._since if self._since is not None else 0.0)
-
-    def reset(self, seconds: float) -> None:
-        """Stops, and goes on from the given reading."""
-        self._before, self._since = seconds, None
-
-    def _now(self) -> float:
-        if self.synchronize is not None:
-            self.synchronize()
-        return time.perf_counter()
+__all__ = ['Recorder']
 
 
 @dataclass(frozen=True)
-class _Segment:
+class _Opening:
     """Where a span of batches with the same trainable parameters began.
 
     Attributes:
         batch (int): Batches trained before it, in ``[1, ∞)``.
         seconds (float): Reading of the clock, in ``[0, ∞)``.
+        cpu_seconds (float, optional): Reading of the clock of CPU time, in ``[0, ∞)``; None if it is not known.
         trainable (int): Number of trainable tensors.
         trainable_parameters (int): Number of trainable parameters.
         units_frozen (int, optional): Number of frozen units; None without FreezeOut.
@@ -72,6 +35,7 @@ class _Segment:
 
     batch: int
     seconds: float
+    cpu_seconds: float | None
     trainable: int
     trainable_parameters: int
     units_frozen: int | None
@@ -80,42 +44,40 @@ class _Segment:
 class Recorder(Callback):
     """Measures a run: times, metrics of each epoch, and the learning rates that the optimizer really used.
 
-    Training time runs from ``FIT_START`` to ``FIT_END`` and stands still during evaluation. It travels with
-    checkpoints, so that the record of a resumed run is that of the whole run. It is also told apart by what was
-    trainable, in segments of batches between one freeze and the next.
+    Training time, wall-clock and CPU time, runs from ``FIT_START`` to ``FIT_END`` and stands still during evaluation.
+    It travels with checkpoints, so that the record of a resumed run is that of the whole run. It is also told apart by
+    what was trainable, in segments of batches between one freeze and the next.
 
     Args:
         max_points (int): Points kept of the trace of learning rates, besides the last one, in ``[2, ∞)``.
     """
 
     def __init__(self, max_points: int = 250):
-        if max_points < 2:
-            raise ValueError(f'max_points must be at least 2, got {max_points}')
-        self.max_points = max_points
+        self.learning_rates = LearningRateTrace(max_points)
         self.training = Stopwatch()
+        self.training_cpu = Stopwatch(now=cpu_seconds)
         self.evaluation = Stopwatch()
         self.data_wait = Stopwatch()
         self.optimizer: dict[str, Any] = {}
-        self.units: list[dict[str, Any]] = []
-        self.epochs: list[dict[str, Any]] = []
+        self.units: list[Unit] = []
+        self.epochs: list[Epoch] = []
+        self.segments: list[Segment] = []
         self.resumed_at: list[int] = []
         self.first_batch_seconds: float | None = None
-        self.segments: list[dict[str, Any]] = []
         self.example: Any = None
-        self._trace: list[tuple[int, dict[str, float]]] = []
-        self._last_point: tuple[int, dict[str, float]] | None = None
-        self._stride = 1
         self._parameters: list[torch.nn.Parameter] = []
-        self._segment: _Segment | None = None
+        self._opening: _Opening | None = None
         self._batches_done = 0
         self._fitting = False
         self._evaluated = False
+        # Not of a run that was begun by a version that did not measure it.
+        self._cpu_known = True
         self._loss_sum, self._loss_count = 0.0, 0
 
     # Clocks
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Starts the clock."""
+        """Starts the clocks."""
         if state.device.name == 'gpu':
             self.training.synchronize = self.evaluation.synchronize = torch.cuda.synchronize
             torch.cuda.reset_peak_memory_stats()
@@ -123,17 +85,17 @@ class Recorder(Callback):
             self.resumed_at.append(state.timestamp.batch.value)
         self._fitting = True
         self._parameters = list(state.model.parameters())
-        self.training.start()
+        self._go_on()
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """Stops the clock."""
+        """Stops the clocks."""
         self._fitting = False
-        self.training.stop()
+        self._pause()
         self._close_segment(state.timestamp.batch.value)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
-        """Pauses the clock."""
-        self.training.stop()
+        """Pauses the clocks."""
+        self._pause()
         self.evaluation.start()
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
@@ -141,7 +103,7 @@ class Recorder(Callback):
         self.evaluation.stop()
         self._evaluated = True
         if self._fitting:
-            self.training.start()
+            self._go_on()
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         """Starts to wait for a batch."""
@@ -155,6 +117,17 @@ class Recorder(Callback):
         """Forgets the last wait of the epoch, which brought no batch and has no end."""
         self.data_wait.cancel()
 
+    def _go_on(self) -> None:
+        self.training_cpu.start()
+        self.training.start()
+
+    def _pause(self) -> None:
+        self.training.stop()
+        self.training_cpu.stop()
+
+    def _cpu(self) -> float | None:
+        return self.training_cpu.seconds() if self._cpu_known else None
+
     # Measurements
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -162,7 +135,7 @@ class Recorder(Callback):
         if self.example is None:
             self.example = map_collection(state.batch, lambda tensor: tensor[:2].cpu())
         # Algorithms have done their work of this event. The clock is read, and the device waited for, at changes only.
-        if self._segment is not None and self._segment.trainable != self._count_trainable():
+        if self._opening is not None and self._opening.trainable != self._count_trainable():
             self._close_segment(state.timestamp.batch.value)
             self._open_segment(state)
 
@@ -170,21 +143,15 @@ class Recorder(Callback):
         """Reads the live optimizer, after its step and before any scheduler's."""
         optimizer = state.optimizers[0]
         if not self.optimizer:
-            self.optimizer = _effective(optimizer)
-        batch = state.timestamp.batch.value
-        self._last_point = (batch, _learning_rates(optimizer))
-        if batch % self._stride == 0:
-            self._trace.append(self._last_point)
-        if len(self._trace) > self.max_points:
-            self._stride *= 2
-            self._trace = [point for point in self._trace if point[0] % self._stride == 0]
+            self.optimizer = hyperparameters(optimizer)
+        self.learning_rates.add(state.timestamp.batch.value, optimizer)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Adds up the loss."""
         self._batches_done = state.timestamp.batch.value
         self._loss_sum += sum(state.total_loss_dict.values())
         self._loss_count += 1
-        if self._segment is None:
+        if self._opening is None:
             # The first batch allocates, traces and compiles: it tells nothing about the others.
             if self.first_batch_seconds is None:
                 self.first_batch_seconds = self.training.seconds()
@@ -203,25 +170,28 @@ class Recorder(Callback):
         if self._loss_count:
             self._end_row(state)
         elif self._evaluated and self.epochs:
-            self.epochs[-1]['eval'] = _numbers(state.eval_metric_values)
+            self.epochs[-1] = self.epochs[-1].model_copy(update={'eval': _numbers(state.eval_metric_values)})
 
     def _end_row(self, state: State) -> None:
         train = _numbers(state.train_metric_values)
         if self._loss_count:
-            train['loss'] = self._loss_sum / self._loss_count
-        training, waiting = self.training.seconds(), self.data_wait.seconds()
+            train |= _numbers({'loss': self._loss_sum / self._loss_count})
+        cpu = self._cpu()
         self.epochs.append(
-            {
-                'epoch': len(self.epochs) + 1,
-                'batch': state.timestamp.batch.value,
-                'train': train,
-                'eval': _numbers(state.eval_metric_values) if self._evaluated else {},
-                'training_seconds': training - sum(row['training_seconds'] for row in self.epochs),
-                'data_wait_seconds': waiting - sum(row['data_wait_seconds'] for row in self.epochs),
-                'trainable_parameters': sum(p.numel() for p in state.model.parameters() if p.requires_grad),
-            }
+            Epoch(
+                epoch=len(self.epochs) + 1,
+                batch=state.timestamp.batch.value,
+                train=train,
+                eval=_numbers(state.eval_metric_values) if self._evaluated else {},
+                training_seconds=self.training.seconds() - sum(row.training_seconds for row in self.epochs),
+                data_wait_seconds=self.data_wait.seconds() - sum(row.data_wait_seconds for row in self.epochs),
+                trainable_parameters=sum(p.numel() for p in state.model.parameters() if p.requires_grad),
+                training_cpu_seconds=None
+                if cpu is None
+                else cpu - sum(row.training_cpu_seconds or 0.0 for row in self.epochs),
+            )
         )
-        self.units = [row for a in state.algorithms if isinstance(a, FreezeOut) for row in a.unit_table()]
+        self.units = _units(state)
         self._evaluated = False
         self._loss_sum, self._loss_count = 0.0, 0
 
@@ -231,48 +201,37 @@ class Recorder(Callback):
         return sum(parameter.requires_grad for parameter in self._parameters)
 
     def _open_segment(self, state: State) -> None:
-        units = [row for a in state.algorithms if isinstance(a, FreezeOut) for row in a.unit_table()]
-        self._segment = _Segment(
+        units = _units(state)
+        self._opening = _Opening(
             batch=state.timestamp.batch.value,
             seconds=self.training.seconds(),
+            cpu_seconds=self._cpu(),
             trainable=self._count_trainable(),
             trainable_parameters=sum(p.numel() for p in self._parameters if p.requires_grad),
-            units_frozen=sum(row['frozen'] for row in units) if units else None,
+            units_frozen=sum(unit.frozen for unit in units) if units else None,
         )
 
-    def _segments_until(self, batch: int) -> list[dict[str, Any]]:
+    def _segments_until(self, batch: int) -> list[Segment]:
         """All segments, the open one up to some batch."""
-        if self._segment is None or batch <= self._segment.batch:
+        opening, cpu = self._opening, self._cpu()
+        if opening is None or batch <= opening.batch:
             return self.segments
-        row = {
-            'batch': self._segment.batch,
-            'batches': batch - self._segment.batch,
-            'seconds': self.training.seconds() - self._segment.seconds,
-            'units_frozen': self._segment.units_frozen,
-            'trainable_parameters': self._segment.trainable_parameters,
-        }
-        return [*self.segments, row]
+        segment = Segment(
+            batch=opening.batch,
+            batches=batch - opening.batch,
+            seconds=self.training.seconds() - opening.seconds,
+            units_frozen=opening.units_frozen,
+            trainable_parameters=opening.trainable_parameters,
+            # Of other processes it is counted in ticks, and may be told a little less than before.
+            cpu_seconds=None if cpu is None or opening.cpu_seconds is None else max(0.0, cpu - opening.cpu_seconds),
+        )
+        return [*self.segments, segment]
 
     def _close_segment(self, batch: int) -> None:
         self.segments = self._segments_until(batch)
-        self._segment = None
+        self._opening = None
 
     # Results
-
-    def lr_trace(self) -> dict[str, Any]:
-        """Learning rates over the run, null where a group has left the optimizer.
-
-        Returns:
-            dict[str, Any]: ``batch``, the batches counted from 0, and ``lr``, for each group the rate used in them.
-        """
-        points = list(self._trace)
-        if self._last_point is not None and (not points or points[-1][0] != self._last_point[0]):
-            points.append(self._last_point)
-        keys = dict.fromkeys(key for _, rates in points for key in rates)
-        return {
-            'batch': [batch for batch, _ in points],
-            'lr': {key: [rates.get(key) for _, rates in points] for key in keys},
-        }
 
     def results(self, state: State) -> dict[str, Any]:
         """The measured part of the record.
@@ -281,24 +240,14 @@ class Recorder(Callback):
             state (State): The trainer's state after :meth:`finish`.
 
         Returns:
-            dict[str, Any]: Fields of the record.
+            dict[str, Any]: Fields of :class:`~composer_freezeout.results.record.Record`.
         """
         training, waiting = self.training.seconds(), self.data_wait.seconds()
-        evaluated = [row['eval'] for row in self.epochs if row['eval']]
+        evaluated = [row.eval for row in self.epochs if row.eval]
         return {
-            'effective': {
-                'optimizer': self.optimizer,
-                'algorithms': [_text(algorithm) for algorithm in state.algorithms],
-                'batches_per_epoch': None if state.dataloader_len is None else state.dataloader_len.value,
-                'total_batches': state.timestamp.batch.value,
-                'world_size': dist.get_world_size(),
-                'device': state.device.name,
-                'precision': state.precision.value,
-                'parameters_total': sum(p.numel() for p in state.model.parameters()),
-            },
             'units': self.units,
             'epochs': self.epochs,
-            'lr_trace': self.lr_trace(),
+            'lr_trace': self.learning_rates.result(),
             'segments': self.segments,
             'training_seconds': training,
             'first_batch_seconds': self.first_batch_seconds,
@@ -308,24 +257,44 @@ class Recorder(Callback):
             'peak_memory_bytes': _peak_memory(state),
             'resumed_at_batch': self.resumed_at,
             'final': evaluated[-1] if evaluated else {},
+            'training_cpu_seconds': self._cpu(),
+        }
+
+    def effective(self, state: State) -> dict[str, Any]:
+        """What the configuration came to, as far as the trainer tells.
+
+        Args:
+            state (State): The trainer's state after training.
+
+        Returns:
+            dict[str, Any]: Fields of :class:`~composer_freezeout.results.record.Effective`.
+        """
+        return {
+            'optimizer': self.optimizer,
+            'algorithms': [_text(algorithm) for algorithm in state.algorithms],
+            'batches_per_epoch': None if state.dataloader_len is None else state.dataloader_len.value,
+            'total_batches': state.timestamp.batch.value,
+            'world_size': dist.get_world_size(),
+            'device': state.device.name,
+            'precision': state.precision.value,
+            'parameters_total': sum(p.numel() for p in state.model.parameters()),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same record."""
         return {
             'training_seconds': self.training.seconds(),
+            'training_cpu_seconds': self._cpu(),
             'evaluation_seconds': self.evaluation.seconds(),
             'data_wait_seconds': self.data_wait.seconds(),
             'optimizer': self.optimizer,
-            'units': self.units,
-            'epochs': self.epochs,
+            'units': [unit.model_dump() for unit in self.units],
+            'epochs': [row.model_dump() for row in self.epochs],
             'resumed_at': self.resumed_at,
             'first_batch_seconds': self.first_batch_seconds,
-            'segments': self._segments_until(self._batches_done),
-            'trace': self._trace,
-            'last_point': self._last_point,
-            'stride': self._stride,
+            'segments': [segment.model_dump() for segment in self._segments_until(self._batches_done)],
             'loss': (self._loss_sum, self._loss_count),
+            **self.learning_rates.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -333,54 +302,26 @@ class Recorder(Callback):
         self.training.reset(state['training_seconds'])
         self.evaluation.reset(state['evaluation_seconds'])
         self.data_wait.reset(state['data_wait_seconds'])
+        cpu = state.get('training_cpu_seconds')
+        self._cpu_known = cpu is not None
+        self.training_cpu.reset(cpu or 0.0)
         self.optimizer = state['optimizer']
-        self.units = state['units']
-        self.epochs = state['epochs']
+        # What a checkpoint of an earlier version holds may be NaN.
+        self.units = [Unit(**row) for row in json_safe(state['units'])]
+        self.epochs = [Epoch(**row) for row in json_safe(state['epochs'])]
+        self.segments = [Segment(**row) for row in json_safe(state['segments'])]
         self.resumed_at = state['resumed_at']
         self.first_batch_seconds = state['first_batch_seconds']
-        self.segments = state['segments']
-        self._trace = state['trace']
-        self._last_point = state['last_point']
-        self._stride = state['stride']
+        self.learning_rates.load_state_dict(state)
         self._loss_sum, self._loss_count = state['loss']
 
 
-def _group_keys(optimizer: Optimizer) -> list[str]:
-    # A unit has several groups where the optimizer was given several.
-    keys: list[str] = []
-    for index, group in enumerate(optimizer.param_groups):
-        unit = group.get(UNIT)
-        key = f'group{index}' if unit is None else unit
-        copies = sum(other == key or other.startswith(f'{key}#') for other in keys)
-        keys.append(f'{key}#{copies + 1}' if copies else key)
-    return keys
+def _units(state: State) -> list[Unit]:
+    return [Unit(**row) for a in state.algorithms if isinstance(a, FreezeOut) for row in a.unit_table()]
 
 
-def _learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    groups = zip(_group_keys(optimizer), optimizer.param_groups, strict=True)
-    return {key: float(group['lr']) for key, group in groups if group['params']}
-
-
-def _effective(optimizer: Optimizer) -> dict[str, Any]:
-    scalars = (bool, int, float, str, type(None))
-    groups = [
-        {
-            'unit': group.get(UNIT),
-            'parameters': sum(p.numel() for p in group['params']),
-            **{
-                key: list(value) if isinstance(value, tuple) else value
-                for key, value in group.items()
-                if key != UNIT
-                and all(isinstance(item, scalars) for item in (value if isinstance(value, tuple) else (value,)))
-            },
-        }
-        for group in optimizer.param_groups
-    ]
-    return {'name': type(optimizer).__name__, 'groups': groups}
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items()}
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    return json_safe({name: float(value) for name, value in metrics.items()})
 
 
 def _text(algorithm: object) -> str:

@@ -1,0 +1,45 @@
+"""What a finished run tells on the terminal."""
+
+from pathlib import Path
+
+from composer_freezeout.results.record import Record
+
+__all__ = ['summary_lines']
+
+
+def summary_lines(record: Record, path: Path) -> list[str]:
+    """The result of a run, in plain lines.
+
+    Args:
+        record (Record): What the run measured.
+        path (Path): Where that is written.
+
+    Returns:
+        list[str]: Accuracy, training time and predicted saving; what has been frozen; where the record is.
+    """
+    result = f'{record.run_name}: {record.training_seconds:.1f} s of training'
+    if record.accuracy is not None:
+        result += f', accuracy {record.accuracy:.2%}'
+    if record.predicted_saving:
+        result += f', {record.predicted_saving:.1%} of the FLOPs saved by freezing (predicted)'
+    return [result, *_frozen(record), f'record: {path}']
+
+
+def _frozen(record: Record) -> list[str]:
+    total = record.effective.total_batches
+    frozen = [unit for unit in record.units if unit.frozen_at_batch is not None]
+    if frozen:
+        first, last = frozen[0], frozen[-1]
+        line = f'frozen: {len(frozen)} of {len(record.units)} units, from {_when(first.name, first.frozen_at_batch)}'
+        if len(frozen) > 1:
+            line += f' to {_when(last.name, last.frozen_at_batch)}'
+        return [f'{line}, of {total} batches']
+    if record.units:
+        return [f'frozen: none of {len(record.units)} units']
+    rest = record.epochs[-1].trainable_parameters if record.epochs else record.effective.parameters_total
+    fixed = record.effective.parameters_total - rest
+    return [f'frozen: {fixed:,} of {record.effective.parameters_total:,} parameters'] if fixed else []
+
+
+def _when(name: str, batch: int | None) -> str:
+    return f'{name} at batch {batch}'

@@ -1,0 +1,139 @@
+"""From a configuration to a trained network and its record."""
+
+import datetime
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from composer_freezeout.results.environment import environment
+from composer_freezeout.results.files import CONFIG, RECORD, json_safe, write_json
+from composer_freezeout.results.record import FORMAT, Effective, Record
+from composer_freezeout.run.build import Run, assemble
+from composer_freezeout.run.config import RunConfig
+from composer_freezeout.run.faults import ConfigError, Fault, Refused
+from composer_freezeout.run.image_files import UnreadableImage
+from composer_freezeout.run.models import build_model
+from composer_freezeout.run.output import prepare_output
+from composer_freezeout.run.predicted import predict_saving
+from composer_freezeout.run.processes import rank
+from composer_freezeout.run.yaml_files import write_yaml
+
+__all__ = ['train']
+
+
+def train(config: RunConfig, origin: Mapping[str, Any]) -> Record | None:
+    """Trains what a configuration describes, and writes the record to its output folder.
+
+    Args:
+        config (RunConfig): A checked configuration.
+        origin (Mapping[str, Any]): ``config_file`` and ``command`` of the record.
+
+    Returns:
+        Record, optional: What was measured; None in all processes but the first.
+
+    Raises:
+        ConfigError: If the configuration is at fault.
+        Refused: If data cannot be read, or the record not be written.
+    """
+    _quieten()
+    parts = assemble(config)
+    prepare_output(config, clear=rank() == 0)
+    run = parts.build()
+    started = _now()
+    try:
+        if rank() == 0:
+            write_yaml(Path(config.output) / CONFIG, run.config)
+        state = run.trainer.state
+        assert state.max_duration is not None
+        # A run that was interrupted after its last checkpoint has only its record left to write.
+        if state.timestamp < state.max_duration:
+            _fit(run, config)
+        run.recorder.finish(state)
+        # Before the trainer is closed, whose loggers may fail at that: the run is done.
+        record = _record(run, config, origin, started) if rank() == 0 else None
+        if record is not None:
+            _write(record, Path(config.output) / RECORD)
+    finally:
+        run.trainer.close()
+    return record
+
+
+def _quieten() -> None:
+    # About Composer's own code, not about the user's run.
+    for message in ('.*pkg_resources.*', '.*torch.cuda.amp.*', '.*`torch.distributed.reduce_op` is deprecated.*'):
+        warnings.filterwarnings('ignore', message=message)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
+
+
+def _fit(run: Run, config: RunConfig) -> None:
+    try:
+        run.trainer.fit()
+    except ValueError as error:
+        given = [f'algorithms.{i}.unit_costs' for i, entry in enumerate(config.algorithms) if entry.name == 'freezeout']
+        # How many units there are only the first batch shows.
+        if not (given and str(error).startswith('unit_costs ')):
+            raise
+        raise ConfigError([Fault(given[0], str(error))]) from error
+    except UnreadableImage as error:
+        raise Refused(str(error)) from error
+
+
+def _record(run: Run, config: RunConfig, origin: Mapping[str, Any], started: str) -> Record:
+    state, recorder = run.trainer.state, run.recorder
+    effective = Effective(
+        **json_safe(recorder.effective(state)),
+        global_batch_size=config.train_data.batch_size,
+        train_samples=run.train_samples,
+        eval_samples=run.eval_samples,
+    )
+    return Record(
+        format=FORMAT,
+        run_name=config.run_name,
+        **origin,
+        config=json_safe(run.config),
+        seed=config.seed,
+        started_at=started,
+        finished_at=_now(),
+        effective=effective,
+        **recorder.results(state),
+        predicted_saving=_predicted_saving(run, config),
+        **environment(),
+    )
+
+
+def _predicted_saving(run: Run, config: RunConfig) -> float | None:
+    """From FLOPs; None if nothing was trained this time, or there is more than one kind of freezing."""
+    state = run.trainer.state
+    if run.recorder.example is None or state.dataloader_len is None:
+        return None
+    epochs = max(1, round(state.timestamp.batch.value / state.dataloader_len.value))
+    return predict_saving(build_model(config.model), run.recorder.example, state.algorithms, epochs)
+
+
+def _write(record: Record, path: Path) -> None:
+    content = record.model_dump()
+    try:
+        write_json(path, content)
+    except OSError as error:
+        raise Refused(
+            f'{path}: cannot be written: {error.strerror}; the run is done, and {_rescue(content)}'
+        ) from error
+
+
+def _rescue(content: Mapping[str, Any]) -> str:
+    """Hours of training are not lost because the disk was full at their end."""
+    try:
+        elsewhere = Path(tempfile.gettempdir()) / f'{content["run_name"]}-{os.getpid()}-{RECORD}'
+        write_json(elsewhere, content)
+    except OSError:
+        print(json.dumps(content, allow_nan=False), file=sys.stdout, flush=True)
+        return 'its record is printed instead'
+    return f'its record is in {elsewhere}'
