@@ -144,19 +144,19 @@ PRIVATE: dict[str, list[str]] = {
         'torch._C',
         'torch.utils._pytree',
     ],
-    'step_time/command.py': [
-        'torch._dynamo',
-    ],
     'step_time/counts.py': [
         'torch._dynamo',
         'torch.utils._python_dispatch',
         'torch.utils._pytree',
     ],
-    'step_time/in_composer.py': [
-        'composer.algorithms.layer_freezing.layer_freezing._get_layers',
-    ],
     'step_time/inference_graph.py': [
         'torch.nn.modules.batchnorm._BatchNorm',
+    ],
+    'step_time/measure.py': [
+        'torch._dynamo',
+    ],
+    'step_time/with_layer_freezing.py': [
+        'composer.algorithms.layer_freezing.layer_freezing._get_layers',
     ],
     'step_time/workload.py': [
         'torch.nn.modules.batchnorm._BatchNorm',
@@ -167,7 +167,7 @@ PRIVATE: dict[str, list[str]] = {
 NAMED_TUPLE = {'_asdict', '_fields', '_make', '_replace'}
 
 # Strings that look like private names and are none, or that are names of our own.
-WORDS = {'_P', '_T', '_bytes', '_freezeout_groups', '_logger', '_saving', '_scheduler'}
+WORDS = {'_P', '_T', '_bytes', '_freezeout_groups', '_logger', '_scheduler'}
 
 
 def wrapper() -> DistributedDataParallel:

@@ -18,17 +18,19 @@ import torch
 import torchvision
 from composer.core import Event
 
-from composer_freezeout.freezing.execution.compilation import DEFAULT_STAGES
+from composer_freezeout.freezing.execution.compiled import DEFAULT_STAGES
 from composer_freezeout.method.schedule import freeze_times
 from composer_freezeout.step_time import bars as step_bars
 from composer_freezeout.step_time import command as step_time
 from composer_freezeout.step_time import counts as step_counts
-from composer_freezeout.step_time import in_composer, inference_graph, prepare
-from composer_freezeout.step_time import measure as step_measure
+from composer_freezeout.step_time import inference_graph, prepare
+from composer_freezeout.step_time import memory as step_memory
 from composer_freezeout.step_time import report as step_report
 from composer_freezeout.step_time import result as step_result
 from composer_freezeout.step_time import variants as step_variants
 from composer_freezeout.step_time import workload as step_workload
+from composer_freezeout.step_time.record import Conditions, Measurement, VariantName
+from composer_freezeout.step_time.with_freezeout import WithFreezeOut
 
 from .networks import DenseNet, ResidualNet, chain
 
@@ -62,20 +64,13 @@ def measured(tmp_path_factory) -> SimpleNamespace:
 
 
 def workload(model: str = 'resnet8', image_size: int = 8, **changes) -> step_workload.Workload:
-    made = step_workload.make_workload(
-        model,
-        batch_size=4,
-        image_size=image_size,
-        num_classes=4,
-        device=torch.device('cpu'),
-        precision='fp32',
-        channels_last=False,
-        compile_backend=None,
-        optimizer='sgd',
-        steps=2,
-        seed=3,
-    )
-    return replace(made, **changes)
+    given = conditions(model=model, batch_size=4, image_size=image_size, num_classes=4, seed=3)
+    return replace(step_workload.make_workload(given, torch.device('cpu'), steps=2), **changes)
+
+
+def conditions(**given) -> Conditions:
+    usual = {'model': 'made', 'batch_size': 2, 'image_size': 8, 'num_classes': 10, 'seed': 17, 'optimizer': 'sgd'}
+    return Conditions(device='cpu', precision='fp32', channels_last=False, **{'compile': None, **usual, **given})
 
 
 class Losses(step_workload.Probe):
@@ -116,7 +111,7 @@ def test_the_record_says_what_was_measured_and_where(measured):
         f'--restarts 2 --stages 0,3 --out {measured.out}'
     )
     assert measured.record['settings']['model'] == 'resnet8'
-    assert set(measured.record['environment']) == {'versions', 'hardware', 'git'}
+    assert set(measured.record['environment']) == {'versions', 'hardware', 'git', 'openmp'}
     assert len(measured.record['units']) == 8
     assert sum(unit['parameters'] for unit in measured.record['units']) > 70_000
 
@@ -161,7 +156,7 @@ def test_memory_is_counted_as_long_as_something_holds_it():
 def test_freezing_saves_as_much_memory_as_in_the_loop():
     made = workload(image_size=32)
 
-    def saved(name: in_composer.VariantName) -> int:
+    def saved(name: VariantName) -> int:
         make = [partial(step_variants.make_variant, name=name, units_frozen=frozen) for frozen in (0, 4)]
         first, second = (step_counts.count_memory(of_it, made)['peak_memory_bytes'] for of_it in make)
         return first - second
@@ -199,7 +194,7 @@ def test_frozen_units_run_the_operators_of_the_inference_graph(measured):
 def test_frozen_attention_runs_the_operators_of_the_inference_graph():
     made = workload('vit_small', image_size=16)
 
-    def operators(name: in_composer.VariantName, frozen: int) -> int:
+    def operators(name: VariantName, frozen: int) -> int:
         make = partial(step_variants.make_variant, name=name, units_frozen=frozen)
         return step_counts.count_step(make, made)['operators']
 
@@ -224,12 +219,12 @@ def test_layer_freezing_freezes_as_many_parameters_as_come_next(measured):
 def test_freezeout_is_held_at_a_number_of_units(units_frozen):
     """From the second visit on the frozen units are out of the optimizer, too, and their statistics stand still."""
     task = workload()
-    variant = in_composer.InComposer(task, 'freezeout', units_frozen)
+    variant = WithFreezeOut(task, units_frozen)
     loop = step_variants.make_variant(task, 'loop', units_frozen)
     assert losses(variant) == pytest.approx(losses(loop), abs=1e-3)
     frozen = [name for unit in task.units[:units_frozen] for name in unit.parameters]
     assert [name for name, p in variant.model.named_parameters() if not p.requires_grad] == frozen
-    optimizer = variant._trainer.state.optimizers[0]
+    optimizer = variant.trainer.state.optimizers[0]
     held = sum(len(group['params']) for group in optimizer.param_groups)
     assert held == sum(p.requires_grad for p in variant.model.parameters())
     for name in (name for unit in task.units[:units_frozen] for name in unit.norms):
@@ -238,9 +233,9 @@ def test_freezeout_is_held_at_a_number_of_units(units_frozen):
 
 
 def test_the_events_of_a_step_alone():
-    variant = in_composer.InComposer(workload(), 'freezeout', 3)
+    variant = WithFreezeOut(workload(), 3)
     variant.visit(step_workload.Probe())
-    told = variant._relay.events
+    told = variant.events
     assert [told.count(event) for event in (Event.BATCH_START, Event.BEFORE_FORWARD, Event.BATCH_END)] == [1, 1, 1]
     assert not {Event.FIT_START, Event.EPOCH_START, Event.EPOCH_END} & {*told}
     seconds = variant.algorithm_alone(3)
@@ -250,9 +245,9 @@ def test_the_events_of_a_step_alone():
 
 def test_learning_rates_of_units_differ_as_in_training():
     """With equal ones, units could be stepped together that are not in training."""
-    variant = in_composer.InComposer(workload(), 'freezeout', 0)
+    variant = WithFreezeOut(workload(), 0)
     variant.visit(step_workload.Probe())
-    groups = variant._trainer.state.optimizers[0].param_groups
+    groups = variant.trainer.state.optimizers[0].param_groups
     assert len({group['lr'] for group in groups}) == len(freeze_times(8))
     variant.close()
 
@@ -338,9 +333,18 @@ def result(slower: float = 0.0, compile_backend: str | None = None, processes: i
             row |= {'norms_folded': frozen, 'norms_unfolded': 0}
             row |= {'algorithm_seconds': [50e-6] * 4, 'algorithm_seconds_alone': [20e-6] * 4}
             rows.append(row)
-    settings = {'device': 'cpu', 'compile': compile_backend, 'processes': processes}
-    record = {'units': [{}] * 3, 'rows': rows, 'settings': settings, **saving}
-    return step_result.Result(record)
+    hardware = {'cpu': 'one', 'threads': 1, 'gpu': None}
+    record = {
+        'format': 1,
+        'command': '',
+        'settings': conditions(compile=compile_backend, processes=processes).model_dump(),
+        'environment': {'versions': {'torch': '2', 'composer': '0'}, 'hardware': hardware, 'git': None},
+        'units': [{'name': 'unit', 'parameters': 9}] * 3,
+        'memory_kept': False,
+        'graphs_while_timed': 0,
+        'rows': rows,
+    }
+    return step_result.Result(Measurement.model_validate({**record, **saving}))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason="another C library than GNU's")
@@ -348,7 +352,7 @@ def test_large_tensors_are_made_of_memory_that_is_there(measured):
     import resource
 
     assert measured.record['memory_kept']
-    assert step_measure.keep_memory()
+    assert step_memory.keep_memory()
     faults = []
     for _ in range(24):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -371,7 +375,7 @@ def test_bars_on_steps_that_are_known():
 def test_memory_without_what_composer_adds():
     found = result()
     for variant, frozen in (('composer', 0), ('freezeout', 1)):
-        found.rows[variant, frozen]['counts']['peak_memory_bytes'] += 5
+        found.rows[variant, frozen].counts['peak_memory_bytes'] += 5
     memory, without = step_bars.bars(found)[-2:]
     assert (memory.value, without.value) == pytest.approx((104 / 99, 1.0))
     assert (memory.met, without.met) == (False, True)
@@ -401,8 +405,6 @@ def test_records_side_by_side(measured, capsys):
 
 def test_a_bar_of_one_record_alone_is_empty_beside_another():
     one, two = result(), result(processes=2, slower=0.3, one_saving=0.5)
-    for found in (one, two):
-        found.record['settings'] |= {'model': 'made', 'batch_size': 2, 'image_size': 8}
     *_, kept, reduced, end = step_report.side_by_side([one, two]).split('\n')
     assert end == ''
     assert kept.startswith("| share of one process's relative saving that is kept, 2 processes | ≥ 95.0% |  | ")
@@ -436,7 +438,7 @@ def test_two_processes_are_compared_with_one():
 
 def test_more_bytes_than_in_the_loop_miss_the_bar():
     found = result(processes=2, one_saving=None)
-    found.rows['freezeout', 1]['counts']['bytes_allreduced'] = 1000
+    found.rows['freezeout', 1].counts['bytes_allreduced'] = 1000
     reduced = step_bars.bars(found)[-1]
     assert (reduced.value, reduced.met) == (pytest.approx(10 / 9), False)
 
@@ -449,31 +451,27 @@ def test_without_a_saving_of_one_process_there_is_no_share(saving, note):
     assert (kept.value, kept.note) == (None, note)
 
 
+def timed(found: step_result.Result, seconds: dict[tuple[str, int], np.ndarray]) -> step_result.Result:
+    """The same with other seconds."""
+    rows = [
+        row.model_copy(update={'seconds': seconds[row.variant, row.units_frozen].tolist()}) for row in found.record.rows
+    ]
+    return step_result.Result(found.record.model_copy(update={'rows': rows}))
+
+
 def test_a_slow_round_is_no_spread_of_a_ratio():
     steady, slow = result(), result()
     for seconds in slow.seconds.values():
         seconds[:, 1] *= 3
-    slow = step_result.Result(
-        {
-            **slow.record,
-            'rows': [
-                {**row, 'seconds': slow.seconds[row['variant'], row['units_frozen']].tolist()}
-                for row in slow.record['rows']
-            ],
-        }
-    )
+    slow = timed(slow, slow.seconds)
     assert step_bars.bars(slow)[0].interval is None
     assert step_bars.interval(slow.step('loop')) != step_bars.interval(steady.step('loop'))
 
 
 def test_a_slow_restart_of_one_variant_is_spread():
     found = result()
-    rows = [{**row, 'seconds': np.asarray(row['seconds'])} for row in found.record['rows']]
-    for row in rows:
-        if row['variant'] == 'composer':
-            row['seconds'] = row['seconds'] * np.array([1.0, 1.1]).reshape(2, 1, 1)
-        row['seconds'] = row['seconds'].tolist()
-    before = step_bars.bars(step_result.Result({**found.record, 'rows': rows}))[0]
+    found.seconds['composer', 0] *= np.array([1.0, 1.1]).reshape(2, 1, 1)
+    before = step_bars.bars(timed(found, found.seconds))[0]
     assert before.interval == pytest.approx((1 / 1.1, 1.0))
 
 
@@ -505,9 +503,9 @@ def test_what_was_not_measured_has_no_value(measured):
         ),
         (['--precision', 'amp_bf16'], '--precision: Composer has no amp_bf16 on a CPU; use fp32'),
         (['--eager', 'nowhere'], '--eager: only a compiled run is compared with an eager one; add --compile'),
-        (['--eager', 'nowhere', '--compile'], 'not a record of step_time.py (No such file or directory)'),
+        (['--eager', 'nowhere', '--compile'], 'not a record of step times (No such file or directory)'),
         (['--one', 'nowhere'], '--one: only a run of several processes is compared with one of one process; add'),
-        (['--one', 'nowhere', '--processes', '2'], 'not a record of step_time.py (No such file or directory)'),
+        (['--one', 'nowhere', '--processes', '2'], 'not a record of step times (No such file or directory)'),
         (['--processes', '2', '--stages', '0,8'], '--stages: 8 of 8 units cannot be frozen; at most 7 can'),
         (['--model', 'vgg16_cifar'], 'vgg16_cifar cannot handle images of 8x8 pixels'),
     ],
@@ -523,9 +521,9 @@ def test_bad_arguments(arguments, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--repeats', '0', '--out', 'x'], 'must be a whole number above 0'),
-        (['--processes', '0', '--out', 'x'], 'must be a whole number above 0'),
-        (['--batch-size', '1', '--out', 'x'], 'must be at least 2'),
+        (['--repeats', '0', '--out', 'x'], 'must be a whole number of at least 1'),
+        (['--processes', '0', '--out', 'x'], 'must be a whole number of at least 1'),
+        (['--batch-size', '1', '--out', 'x'], 'must be a whole number of at least 2'),
         ([], 'one of the arguments --out --plot-only --table is required'),
     ],
 )
@@ -556,7 +554,7 @@ def test_a_folder_without_a_record(content, tmp_path, capsys):
         (tmp_path / 'step_time.json').write_text(content)
     assert step_time.main(['--plot-only', str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert 'not a record of step_time.py' in error
+    assert 'not a record of step times' in error
     assert error.count('\n') == 1
 
 
@@ -586,6 +584,8 @@ def other_run(measured, tmp_path) -> Callable[..., Path]:
         record = json.loads(json.dumps(measured.record))
         record['rows'] += [{**row, 'units_frozen': 7} for row in record['rows'] if row['units_frozen'] == 3]
         record['settings'] |= settings
+        for row in record['rows']:
+            row['counts'].setdefault('bytes_allreduced', 0)
         record['environment']['hardware']['threads'] = threads or torch.get_num_threads()
         folder = tmp_path / 'other'
         folder.mkdir()
@@ -629,7 +629,7 @@ def test_a_record_of_before_there_were_several_processes(other_run):
     folder = other_run()
     record = json.loads((folder / 'step_time.json').read_text())
     del record['settings']['processes'], record['one_saving']
-    found = step_result.Result(record)
+    found = step_result.Result(Measurement.model_validate(record))
     assert found.processes == 1
     assert len(step_bars.bars(found)) == 10
 

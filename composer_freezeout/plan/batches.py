@@ -13,8 +13,9 @@ from composer_freezeout.run.config import RunConfig
 from composer_freezeout.run.data import build_data
 from composer_freezeout.run.data_config import Cifar10, Cifar100, DataConfig, ImageFolder, Streaming
 from composer_freezeout.run.faults import ConfigError, Fault
+from composer_freezeout.run.memory import check_memory
 
-__all__ = ['Batches', 'look_at_data']
+__all__ = ['Batches', 'look_at_data', 'size_path']
 
 # Random samples where there are no data: a CPU profiles no more of them.
 _RANDOM_SAMPLES_ON_CPU = 256
@@ -64,6 +65,18 @@ def look_at_data(config: RunConfig, device: str, image_size: int | None, *, meas
     return _at_random(config, device, image_size, measure)
 
 
+def size_path(data: DataConfig) -> str:
+    """Where the size of images stands: a key path, or the command line's option.
+
+    Args:
+        data (DataConfig): The training data.
+
+    Returns:
+        str: ``train_data.image_size`` or ``--image-size``.
+    """
+    return 'train_data.image_size' if getattr(data, 'image_size', None) is not None else '--image-size'
+
+
 def _of_data(config: RunConfig, device: str, measure: bool) -> Batches:
     section, name = config.train_data, 'gpu' if device == 'cuda' else 'cpu'
     spec = build_data(section, 'train_data', num_classes=config.model.num_classes, seed=config.seed, device=name)
@@ -84,8 +97,10 @@ def _of_data(config: RunConfig, device: str, measure: bool) -> Batches:
 def _at_random(config: RunConfig, device: str, image_size: int | None, measure: bool) -> Batches:
     data, size = config.train_data, _image_size(config.train_data, image_size)
     samples = data.batch_size if device == 'cuda' else min(data.batch_size, _RANDOM_SAMPLES_ON_CPU)
-    generator = torch.Generator().manual_seed(config.seed)
     samples = max(2, samples if measure else 2)
+    image = 4 * config.model.in_channels * size**2  # bytes
+    check_memory(image * samples, size_path(data), f'{samples} random images of {size}x{size}', 'choose smaller ones')
+    generator = torch.Generator().manual_seed(config.seed)
     images = torch.randn(samples, config.model.in_channels, size, size, generator=generator)
     batch = images, torch.randint(config.model.num_classes, (samples,), generator=generator)
     note = (

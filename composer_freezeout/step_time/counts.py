@@ -1,4 +1,4 @@
-"""What can be counted of a training step, and its clock: probes of the variants that ``step_time.py`` compares."""
+"""What can be counted of a training step, and its clock: probes of the variants that are compared."""
 
 import gc
 import time
@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from composer_freezeout.step_time.in_composer import InComposer
+from composer_freezeout.step_time.with_freezeout import WithFreezeOut
 from composer_freezeout.step_time.workload import Probe, Variant, Workload
 
 __all__ = ['Clock', 'compiled_graphs', 'count_memory', 'count_step', 'count_traffic', 'measure_on_gpu']
@@ -278,7 +278,7 @@ def measure_on_gpu(make: Callable[[Workload], Variant], workload: Workload) -> d
     peak = torch.cuda.max_memory_allocated() - before
     launches = _Launches()
     variant.visit(launches)
-    waits = variant.synchronizations() if isinstance(variant, InComposer) else 0
+    waits = variant.synchronizations() if isinstance(variant, WithFreezeOut) else 0
     variant.close()
     return {
         'peak_memory_bytes': peak,

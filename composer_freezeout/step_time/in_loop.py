@@ -63,5 +63,9 @@ class InLoop:
             del loss
             probe.end()
 
+    def notes(self) -> dict[str, Any]:
+        """How many BatchNorms are folded."""
+        return {'norms_folded': self.norms_folded, 'norms_unfolded': self.norms_unfolded}
+
     def close(self) -> None:
         """Does nothing: there is nothing to end."""

@@ -1,7 +1,7 @@
 """Takes turns with all variants of a step, and times them."""
 
-import ctypes
 import gc
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +20,12 @@ from composer_freezeout.step_time.counts import (
     count_traffic,
     measure_on_gpu,
 )
-from composer_freezeout.step_time.in_composer import InComposer, VariantName
-from composer_freezeout.step_time.in_loop import InLoop
-from composer_freezeout.step_time.variants import VARIANTS, make_variant
+from composer_freezeout.step_time.record import VARIANTS, VariantName
+from composer_freezeout.step_time.variants import make_variant
 from composer_freezeout.step_time.workload import Variant, Workload
 
-__all__ = ['TIMED', 'UNTIMED', 'WARM_UP_ROUNDS', 'Turns', 'keep_memory', 'measure']
+__all__ = ['TIMED', 'UNTIMED', 'WARM_UP_ROUNDS', 'Turns', 'measure']
 
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 # Steps of a turn: those thrown away, and those timed.
 UNTIMED, TIMED = 1, 2
 # Each variant may freeze, compile, and make the optimizer's state; the second round compiles what a freeze made void.
@@ -72,22 +69,25 @@ class Turns:
 
     def end(self) -> None:
         """Notes what the variant says of itself, and ends it."""
-        if isinstance(self.variant, InLoop):
-            self.row |= {'norms_folded': self.variant.norms_folded, 'norms_unfolded': self.variant.norms_unfolded}
-        if isinstance(self.variant, InComposer):
-            self.row |= {'layers_frozen': self.variant.layers_frozen}
-            if self.name == 'freezeout':
-                steps = self.variant.algorithm_seconds[WARM_UP_ROUNDS * (UNTIMED + TIMED) :]
-                timed = [s for index, s in enumerate(steps) if index % (UNTIMED + TIMED) >= UNTIMED]
-                self.row.setdefault('algorithm_seconds', []).extend(timed)
-                self.row.setdefault('algorithm_seconds_alone', []).extend(self.variant.algorithm_alone())
         assert self.variant is not None
+        notes = self.variant.notes()
+        if 'algorithm_seconds' in notes:
+            notes['algorithm_seconds'] = _timed(notes['algorithm_seconds'])
+        for key, value in notes.items():
+            # Lists go on with each restart.
+            self.row[key] = [*self.row.get(key, []), *value] if isinstance(value, list) else value
         self.variant.close()
         self.variant = None
 
 
+def _timed(steps: Sequence[float]) -> list[float]:
+    """Those of all steps of a variant that count."""
+    visits = steps[WARM_UP_ROUNDS * (UNTIMED + TIMED) :]
+    return [seconds for index, seconds in enumerate(visits) if index % (UNTIMED + TIMED) >= UNTIMED]
+
+
 def measure(
-    workload: Workload, frozen: Sequence[int], restarts: int, rounds: int, seed: int, console: Console
+    workload: Workload, frozen: Sequence[int], restarts: int, repeats: int, seed: int, console: Console
 ) -> dict[str, Any]:
     """Counts and times all variants.
 
@@ -95,13 +95,37 @@ def measure(
         workload (Workload): What is trained.
         frozen (Sequence[int]): Numbers of frozen units, each in ``[0, n)``.
         restarts (int): How often each variant is made, in ``[1, ∞)``.
-        rounds (int): How many turns each has every time, in ``[1, ∞)``.
+        repeats (int): Timed steps of each, in ``[1, ∞)``; more where they don't divide evenly.
         seed (int): Of the order.
         console (Console): Where progress is told.
 
     Returns:
         dict[str, Any]: ``rows`` and ``graphs_while_timed`` of the record.
     """
+    if workload.compile_backend is not None:
+        # Every variant compiles the same functions, and torch would soon give up on them.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
+    turns = _counted(workload, frozen, console)
+    rounds = math.ceil(repeats / TIMED / restarts)
+    graphs, shuffler = 0, random.Random(seed)
+    for restart in range(restarts):
+        console.print(f'Warming up, {restart + 1} of {restarts}.', highlight=False)
+        # Where a variant lies in memory makes some of its speed.
+        for turn in shuffler.sample(turns, len(turns)):
+            turn.begin(workload)
+        _warm_up(turns, workload)
+        before = compiled_graphs()
+        for number in range(rounds):
+            console.print(f'Round {number + 1} of {rounds}.', highlight=False)
+            _round(turns, workload, shuffler)
+        graphs += compiled_graphs() - before
+        for turn in turns:
+            turn.end()
+    return {'rows': [turn.row for turn in turns], 'graphs_while_timed': graphs}
+
+
+def _counted(workload: Workload, frozen: Sequence[int], console: Console) -> list[Turns]:
+    """Every variant at every number of frozen units, with what is counted of it."""
     keys: list[tuple[VariantName, int]] = [
         (name, k) for name in VARIANTS for k in ([0] if name == 'composer' else frozen)
     ]
@@ -114,28 +138,18 @@ def measure(
         if dist.get_world_size() > 1:
             counts |= count_traffic(make, workload)
         turns.append(Turns(name, k, {'variant': name, 'units_frozen': k, 'counts': counts, 'seconds': []}))
-    graphs, shuffler = 0, random.Random(seed)
-    for restart in range(restarts):
-        console.print(f'Warming up, {restart + 1} of {restarts}.', highlight=False)
-        # Where a variant lies in memory makes some of its speed.
+    return turns
+
+
+def _round(turns: Sequence[Turns], workload: Workload, shuffler: random.Random) -> None:
+    # Collecting garbage takes long where there are so many objects, and would hit steps at random.
+    gc.collect()
+    gc.disable()
+    try:
         for turn in shuffler.sample(turns, len(turns)):
-            turn.begin(workload)
-        _warm_up(turns, workload)
-        before = compiled_graphs()
-        for number in range(rounds):
-            console.print(f'Round {number + 1} of {rounds}.', highlight=False)
-            # Collecting garbage takes long where there are so many objects, and would hit steps at random.
-            gc.collect()
-            gc.disable()
-            try:
-                for turn in shuffler.sample(turns, len(turns)):
-                    turn.row['seconds'][-1].append(turn.visit(workload.device))
-            finally:
-                gc.enable()
-        graphs += compiled_graphs() - before
-        for turn in turns:
-            turn.end()
-    return {'rows': [turn.row for turn in turns], 'graphs_while_timed': graphs}
+            turn.row['seconds'][-1].append(turn.visit(workload.device))
+    finally:
+        gc.enable()
 
 
 def _warm_up(turns: Sequence[Turns], workload: Workload) -> None:
@@ -147,18 +161,3 @@ def _warm_up(turns: Sequence[Turns], workload: Workload) -> None:
             turn.visit(workload.device)
             if workload.compile_backend is not None:
                 turn.row['counts']['graphs'] = compiled_graphs() - before
-
-
-def keep_memory() -> bool:
-    """Has the C library keep the memory of freed tensors, instead of returning it to the system and asking for it anew.
-
-    When it does so depends on what happens to lie behind them: variants that do the same would differ by a tenth.
-
-    Returns:
-        bool: Whether it can be told so; only GNU's can.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

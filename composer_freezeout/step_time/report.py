@@ -1,8 +1,9 @@
-"""The summary and the plot of a record of ``step_time.py``.
+"""The summary and the plot of a record of step times.
 
 Made from the record alone, and the same to the byte each time, given the same version of matplotlib.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+from composer_freezeout.results.files import write_bytes, write_text
 from composer_freezeout.step_time.bars import Bar, bars, interval
 from composer_freezeout.step_time.result import Result
 
@@ -52,13 +54,13 @@ def summary(result: Result) -> str:
     Returns:
         str: The content of a file.
     """
-    settings = result.record['settings']
-    layout = ', channels_last' if settings['channels_last'] else ''
-    compiled = f', compiled ({settings["compile"]})' if settings['compile'] else ''
+    settings = result.record.settings
+    layout = ', channels_last' if settings.channels_last else ''
+    compiled = f', compiled ({settings.compile})' if settings.compile else ''
     processes = f'{result.processes} processes, each with ' if result.processes > 1 else ''
     title = (
-        f'{settings["model"]}, {processes}batches of {settings["batch_size"]} images of {settings["image_size"]}², '
-        f'{settings["precision"]}{layout}{compiled}'
+        f'{settings.model}, {processes}batches of {settings.batch_size} images of {settings.image_size}², '
+        f'{settings.precision}{layout}{compiled}'
     )
     sections = [
         f'# Step time: {title}',
@@ -92,10 +94,10 @@ def side_by_side(results: Sequence[Result]) -> str:
 
 
 def _heading(result: Result) -> str:
-    settings = result.record['settings']
-    compiled = ', compiled' if settings['compile'] else ''
+    settings = result.record.settings
+    compiled = ', compiled' if settings.compile else ''
     processes = f', {result.processes} processes' if result.processes > 1 else ''
-    return f'{settings["model"]}, {settings["batch_size"]} × {settings["image_size"]}²{compiled}{processes}'
+    return f'{settings.model}, {settings.batch_size} × {settings.image_size}²{compiled}{processes}'
 
 
 def _cell(bar: Bar) -> str:
@@ -114,20 +116,20 @@ def _limits(bar: Bar) -> str:
 
 
 def _environment(result: Result) -> str:
-    environment, settings = result.record['environment'], result.record['settings']
-    hardware, versions, git = environment['hardware'], environment['versions'], environment['git']
+    environment, settings = result.record.environment, result.record.settings
+    hardware, versions, git = environment.hardware, environment.versions, environment.git
     each = ' each' if result.processes > 1 else ''
-    threads = f'{hardware["threads"]} thread{"s" if hardware["threads"] > 1 else ""}{each}'
-    device = hardware['gpu'] if result.on_gpu else f'{hardware["cpu"]}, {threads}'
-    code = f'commit {git["commit"][:10]}{" with changes" if git["dirty"] else ""}' if git else 'no repository'
-    restarts, rounds, steps = np.shape(result.record['rows'][0]['seconds'])
+    threads = f'{hardware.threads} thread{"s" if hardware.threads > 1 else ""}{each}'
+    device = hardware.gpu if result.on_gpu else f'{hardware.cpu}, {threads}'
+    code = f'commit {git.commit[:10]}{" with changes" if git.dirty else ""}' if git else 'no repository'
+    restarts, rounds, steps = result.record.rows[0].shape
     anew = f', made anew {restarts} times' if restarts > 1 else ''
     times = restarts * rounds
     return (
-        f'{device}; torch {versions["torch"]}, Composer {versions["composer"]}; {code}. {times} '
+        f'{device}; torch {versions.torch}, Composer {versions.composer}; {code}. {times} '
         f'round{"s" if times > 1 else ""} of {steps} steps{anew}, for each variant and number of frozen units, of '
-        f'{result.units} units, in random order; optimizer: {settings["optimizer"]}.\n\n'
-        f'```\n{result.record["command"]}\n```'
+        f'{result.units} units, in random order; optimizer: {settings.optimizer}.\n\n'
+        f'```\n{result.record.command}\n```'
     )
 
 
@@ -181,7 +183,7 @@ def _run_table(result: Result) -> str:
 
 
 def _count_table(result: Result) -> str:
-    known = [key for key in _COUNTS if key in result.record['rows'][0]['counts']]
+    known = [key for key in _COUNTS if key in result.record.rows[0].counts]
     lines = [
         f'| units frozen | variant | {" | ".join(_COUNTS[key] for key in known)} |',
         '|---' * (2 + len(known)) + '|',
@@ -199,29 +201,29 @@ def _count_table(result: Result) -> str:
 def _notes(result: Result) -> str:
     last = result.measured[-1]
     bound, layers = result.rows['bound', last], result.rows['layer_freezing', last]
-    unfolded = f', {bound["norms_unfolded"]} are not: no convolution is directly before them'
+    unfolded = f', {bound.norms_unfolded} are not: no convolution is directly before them'
     lines = [
         'Operators are counted in eager execution, those of the optimizer with one that handles a group in multi-tensor'
         ' calls, as on a GPU.',
-        f'With {last} units frozen, {bound["norms_folded"]} BatchNorms of `bound` are folded into a convolution'
-        f'{unfolded if bound["norms_unfolded"] else ""}; `layer_freezing` has {layers["layers_frozen"]} layers frozen.',
+        f'With {last} units frozen, {bound.norms_folded} BatchNorms of `bound` are folded into a convolution'
+        f'{unfolded if bound.norms_unfolded else ""}; `layer_freezing` has {layers.layers_frozen} layers frozen.',
     ]
-    if result.record['memory_kept']:
+    if result.record.memory_kept:
         lines.append('The C library was told to keep freed memory.')
     if result.processes > 1:
         lines.append(
             'Times are those of the first process. All-reduced bytes are those of gradients; the statistics that DDP'
             ' broadcasts are not among them.'
         )
-    if result.record['settings']['compile'] is not None:
-        lines.append(f'{result.record["graphs_while_timed"]} graphs were compiled during timed rounds.')
+    if result.record.settings.compile is not None:
+        lines.append(f'{result.record.graphs_while_timed} graphs were compiled during timed rounds.')
     return '\n\n'.join(lines)
 
 
 # --- plot
 
 
-def _plot(result: Result, path: Path) -> None:
+def _plot(result: Result) -> bytes:
     figure, axes = plt.subplots(figsize=(9, 4.8), layout='constrained')
     for variant, (label, colour, line, marker) in _STYLES.items():
         if variant == 'composer':
@@ -234,10 +236,10 @@ def _plot(result: Result, path: Path) -> None:
         )
         axes.plot(result.measured, middle, color=colour, linestyle=line, marker=marker, markersize=4, label=label)
         axes.fill_between(result.measured, low, high, color=colour, alpha=0.15, linewidth=0)
-    settings = result.record['settings']
+    settings = result.record.settings
     axes.set_title(
-        f'{settings["model"]}, batches of {settings["batch_size"]}, {settings["image_size"]}² pixels, '
-        f'{settings["precision"]}{", compiled" if settings["compile"] else ""}, {settings["device"]}',
+        f'{settings.model}, batches of {settings.batch_size}, {settings.image_size}² pixels, '
+        f'{settings.precision}{", compiled" if settings.compile else ""}, {settings.device}',
         loc='left',
         fontsize=11,
     )
@@ -248,8 +250,10 @@ def _plot(result: Result, path: Path) -> None:
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(loc='lower left', frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150, metadata=_METADATA)
+    content = io.BytesIO()
+    figure.savefig(content, format='png', dpi=150, metadata=_METADATA)
     plt.close(figure)
+    return content.getvalue()
 
 
 def write_report(result: Result, folder: Path) -> list[Path]:
@@ -261,7 +265,10 @@ def write_report(result: Result, folder: Path) -> list[Path]:
 
     Returns:
         list[Path]: The files.
+
+    Raises:
+        OSError: If one cannot be written; names it, and leaves the old one.
     """
-    (folder / SUMMARY).write_text(summary(result), encoding='utf-8')
-    _plot(result, folder / PLOT)
+    write_text(folder / SUMMARY, summary(result))
+    write_bytes(folder / PLOT, _plot(result))
     return [folder / SUMMARY, folder / PLOT]

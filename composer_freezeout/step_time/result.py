@@ -1,14 +1,16 @@
-"""What a record of ``step_time.py`` says, and the bars that its numbers have to reach."""
+"""What a record of step times says, with the spread of what it says."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from composer_freezeout.costs.saving import in_stages, interpolated, predicted_saving
 from composer_freezeout.method.schedule import freeze_stages, freeze_times
+from composer_freezeout.run.faults import Refused, faults_of
+from composer_freezeout.step_time.record import Measurement
 
 __all__ = ['RECORD', 'Result', 'load_result']
 
@@ -23,21 +25,22 @@ class Result:
     their turn, the same for all variants. So what made a round slow for all of them is no spread of a ratio.
 
     Args:
-        record (Mapping[str, Any]): Content of the record's file.
+        record (Measurement): The record.
 
     Attributes:
-        record (Mapping[str, Any]): The same.
+        record (Measurement): The same.
         units (int): Number of units ``n``, in ``[1, ∞)``.
         measured (list[int]): Numbers of frozen units at which steps were measured, ascending.
     """
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
+    def __init__(self, record: Measurement) -> None:
         self.record = record
-        self.units = len(record['units'])
-        self.rows = {(row['variant'], row['units_frozen']): row for row in record['rows']}
-        self.measured = sorted({frozen for _, frozen in self.rows})
-        self.seconds = {key: np.asarray(row['seconds']) for key, row in self.rows.items()}
-        restarts, rounds, _ = self.seconds[record['rows'][0]['variant'], record['rows'][0]['units_frozen']].shape
+        self.units = len(record.units)
+        self.rows = {(row.variant, row.units_frozen): row for row in record.rows}
+        # Composer alone is measured with none frozen, whatever was asked for.
+        self.measured = sorted({frozen for variant, frozen in self.rows if variant != 'composer'})
+        self.seconds = {key: np.asarray(row.seconds) for key, row in self.rows.items()}
+        restarts, rounds, _ = record.rows[0].shape
         generator = np.random.default_rng(0)
         # The sample itself comes first.
         drawn = np.vstack([np.arange(restarts), generator.integers(restarts, size=(_RESAMPLES, restarts))])
@@ -51,12 +54,12 @@ class Result:
     @property
     def on_gpu(self) -> bool:
         """Whether it ran on a GPU."""
-        return self.record['settings']['device'] == 'gpu'
+        return self.record.settings.device == 'gpu'
 
     @property
     def processes(self) -> int:
         """How many processes trained together, in ``[1, ∞)``."""
-        return self.record['settings'].get('processes', 1)
+        return self.record.settings.processes
 
     @property
     def ends(self) -> bool:
@@ -101,7 +104,7 @@ class Result:
 
     def counts(self, variant: str, frozen: int) -> Mapping[str, int]:
         """What was counted of a step."""
-        return self.rows[variant, frozen]['counts']
+        return self.rows[variant, frozen].counts
 
 
 def load_result(folder: Path) -> Result:
@@ -114,14 +117,21 @@ def load_result(folder: Path) -> Result:
         Result: Its content.
 
     Raises:
-        ValueError: If it cannot be read.
+        Refused: If it cannot be read, or is damaged; names the file.
     """
     path = folder / RECORD
     try:
-        return Result(json.loads(path.read_text(encoding='utf-8')))
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        reason = f'{type(error).__name__}: {error}' if not isinstance(error, OSError) else error.strerror
-        raise ValueError(f'{path}: not a record of step_time.py ({reason})') from None
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise _refused(path, str(error.strerror)) from None
+    except (ValueError, RecursionError) as error:
+        raise _refused(path, f'damaged JSON: {error}') from None
+    try:
+        return Result(Measurement.model_validate(content))
+    except ValidationError as error:
+        key, message = faults_of(error, Measurement, content)[0]
+        raise _refused(path, f'{key}: {message}' if key else message) from None
 
 
-# --- bars
+def _refused(path: Path, reason: str) -> Refused:
+    return Refused(f'{path}: not a record of step times ({reason}); give the folder of a measurement, or measure anew')

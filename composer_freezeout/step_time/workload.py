@@ -1,4 +1,4 @@
-"""What is trained in the steps that ``step_time.py`` measures, and what all ways of doing them have in common."""
+"""What is trained in the steps that are measured, and what all ways of doing them have in common."""
 
 import copy
 from collections.abc import Sequence
@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
-from composer_freezeout.algorithm.freezeout import FreezeOut
+from composer_freezeout.costs.activations import saved_bytes
+from composer_freezeout.costs.predict import partition_for
 from composer_freezeout.freezing.observing.units import Unit
+from composer_freezeout.method.settings import Settings
 from composer_freezeout.run.config import ModelConfig
+from composer_freezeout.run.faults import ConfigError, Refused
+from composer_freezeout.run.memory import check_memory
 from composer_freezeout.run.models import build_model
-from composer_freezeout.run.predicted import partition_for
+from composer_freezeout.step_time.command_line import TRANSFORMER
+from composer_freezeout.step_time.record import Conditions
 
-__all__ = ['OPTIMIZERS', 'TRANSFORMER', 'Probe', 'Variant', 'Workload', 'make_workload']
-
-TRANSFORMER = 'vit_small'
+__all__ = ['OPTIMIZERS', 'Probe', 'Variant', 'Workload', 'make_workload']
 
 # Above zero, so that groups differ in it as they do in training; too small to change what is computed.
 _LR = 1e-6
@@ -72,6 +75,10 @@ class Variant(Protocol):
         Args:
             probe (Probe): Told where each of them is.
         """
+        ...
+
+    def notes(self) -> dict[str, Any]:
+        """What the record says of it, besides what is counted and timed: keys of a ``Row``."""
         ...
 
     def close(self) -> None:
@@ -128,79 +135,75 @@ class Workload:
         return get_precision_context(Precision(self.precision))
 
 
-def make_workload(
-    model: str,
-    *,
-    batch_size: int,
-    image_size: int,
-    num_classes: int,
-    device: torch.device,
-    precision: str,
-    channels_last: bool,
-    compile_backend: str | None,
-    optimizer: str,
-    steps: int,
-    seed: int,
-) -> Workload:
+def make_workload(given: Conditions, device: torch.device, steps: int) -> Workload:
     """Builds a model and a batch of random images.
 
     Args:
-        model (str): A name of :func:`composer_freezeout.run.models.build_model`, or :data:`TRANSFORMER`.
-        batch_size (int): In ``[2, ∞)``.
-        image_size (int): In pixels, in ``[1, ∞)``.
-        num_classes (int): In ``[2, ∞)``.
+        given (Conditions): What was asked for.
         device (torch.device): Where it is trained.
-        precision (str): Composer's name of the precision.
-        channels_last (bool): Memory format of images and weights.
-        compile_backend (str, optional): Of ``torch.compile``; None for eager execution.
-        optimizer (str): A key of :data:`OPTIMIZERS`.
         steps (int): Steps of a visit, in ``[1, ∞)``.
-        seed (int): Of weights and images.
 
     Returns:
         Workload: Ready to be measured.
 
     Raises:
-        ConfigError: If there is no such model.
-        ValueError: If the model can't handle images of this size.
+        ConfigError: If there is no such model, or no memory for a step.
+        Refused: If the model can't handle images of this size.
     """
-    torch.manual_seed(seed)
-    if model == TRANSFORMER:
-        network = torchvision.models.VisionTransformer(
-            image_size=image_size,
-            patch_size=max(1, image_size // 8),
-            num_layers=6,
-            num_heads=4,
-            hidden_dim=128,
-            mlp_dim=512,
-            num_classes=num_classes,
-        )
-        # Zeros at the start, which would leave all that is before it without a gradient.
-        nn.init.normal_(network.heads[-1].weight, std=0.02)  # pyright: ignore[reportArgumentType, reportIndexIssue]
-        classifier = ComposerClassifier(network, num_classes=num_classes)
-    else:
-        classifier = build_model(ModelConfig(name=model, num_classes=num_classes))
-    images = torch.randn(batch_size, 3, image_size, image_size)
-    labels = torch.randint(num_classes, (batch_size,))
+    torch.manual_seed(given.seed)
     try:
-        units = partition_for(classifier, (images[:2], labels[:2]), FreezeOut()).units
-    except RuntimeError as error:
-        raise ValueError(f'{model} cannot handle images of {image_size}x{image_size} pixels: {error}') from None
-    _set_statistics(classifier, images[:_SAMPLES])
-    if channels_last:
+        classifier = _build(given)
+        if device.type == 'cpu':
+            _check_step(classifier, given)
+        images = torch.randn(given.batch_size, 3, given.image_size, given.image_size)
+        labels = torch.randint(given.num_classes, (given.batch_size,))
+        units = partition_for(classifier, (images[:2], labels[:2]), Settings()).units
+        _set_statistics(classifier, images[:_SAMPLES])
+    except ConfigError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size, message = given.image_size, ' '.join(str(error).split())[:200]
+        raise Refused(f'--model: {given.model} cannot handle images of {size}x{size} pixels: {message}') from None
+    if given.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     return Workload(
         model=classifier,
         batch=(images.to(device), labels.to(device)),
         units=units,
         device=device,
-        precision=precision,
-        channels_last=channels_last,
-        compile_backend=compile_backend,
-        optimizer=optimizer,
+        precision=given.precision,
+        channels_last=given.channels_last,
+        compile_backend=given.compile,
+        optimizer=given.optimizer,
         foreach=None,
         steps=steps,
     )
+
+
+def _build(given: Conditions) -> ComposerClassifier:
+    if given.model != TRANSFORMER:
+        return build_model(ModelConfig(name=given.model, num_classes=given.num_classes))
+    network = torchvision.models.VisionTransformer(
+        image_size=given.image_size,
+        patch_size=max(1, given.image_size // 8),
+        num_layers=6,
+        num_heads=4,
+        hidden_dim=128,
+        mlp_dim=512,
+        num_classes=given.num_classes,
+    )
+    # Zeros at the start, which would leave all that is before it without a gradient.
+    nn.init.normal_(network.heads[-1].weight, std=0.02)  # pyright: ignore[reportArgumentType, reportIndexIssue]
+    return ComposerClassifier(network, num_classes=given.num_classes)
+
+
+def _check_step(model: ComposerClassifier, given: Conditions) -> None:
+    """Makes sure that there is memory for a batch and what the forward pass of a step keeps, before any is taken."""
+    size, samples = given.image_size, given.batch_size
+    example = torch.empty(2, 3, size, size, device='meta'), torch.empty(2, dtype=torch.long, device='meta')
+    image = example[0].nbytes + saved_bytes(model, example)
+    what = f'{samples} images of {size}x{size} and their activations in a step of {given.model}'
+    check_memory(image * samples // 2, '--batch-size', what, 'choose fewer or smaller ones')
 
 
 def _set_statistics(model: ComposerClassifier, images: Tensor) -> None:
