@@ -1,6 +1,6 @@
 """From a model to its units: what freezes together, in the order in which the forward pass uses it.
 
-The order is observed, not assumed: see :mod:`.observation`. Definition order is not execution order, modules may be
+The order is observed, not assumed: see :mod:`.observer`. Definition order is not execution order, modules may be
 used twice, and parameters may be held by modules that are not leaves.
 """
 
