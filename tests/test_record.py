@@ -247,7 +247,7 @@ def test_segments_end_where_something_freezes(clock):
         return {**measured, 'units_frozen': None, 'trainable_parameters': parameters}
 
     def rows(recorder: Recorder) -> list[dict[str, Any]]:
-        found = [segment.model_dump() for segment in recorder.segments]
+        found = [segment.model_dump() for segment in recorder.segments.done]
         return [{**row, 'cpu_seconds': pytest.approx(row['cpu_seconds'])} for row in found]
 
     whole = Recorder()

@@ -1,27 +1,26 @@
 """From a checked configuration to a Trainer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from composer import DataSpec, Trainer
+from composer.models import ComposerModel
 from composer.utils import dist, get_device, reproducibility
 
 from composer_freezeout.run import registry
 from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data import build_data, per_rank
-from composer_freezeout.run.faults import ConfigError, Fault
+from composer_freezeout.run.faults import Attempts, ConfigError, Fault
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.recorder import Recorder
 from composer_freezeout.run.registry import Bound, bind
 from composer_freezeout.run.signatures import Constructor
 
 __all__ = ['Parts', 'Run', 'assemble']
-
-T = TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -41,27 +40,6 @@ class Run:
     config: Mapping[str, Any]
     train_samples: int
     eval_samples: int | None
-
-
-class _Faults:
-    """Collects the faults of several attempts, to report them together."""
-
-    def __init__(self) -> None:
-        self.faults: list[Fault] = []
-
-    def attempt(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
-        try:
-            return function(*args, **kwargs)
-        except ConfigError as error:
-            self.faults.extend(error.faults)
-            return None
-
-    def add(self, path: str, message: str) -> None:
-        self.faults.append(Fault(path, message))
-
-    def raise_if_any(self) -> None:
-        if self.faults:
-            raise ConfigError(self.faults)
 
 
 @dataclass(frozen=True)
@@ -135,18 +113,30 @@ def assemble(config: RunConfig) -> Parts:
         # Now, and not in the Trainer: one process of a machine downloads data before the others look for it.
         dist.initialize_dist(get_device(device))
 
-    attempts = _Faults()
+    attempts = Attempts()
     shared: dict[str, Any] = {'num_classes': config.model.num_classes, 'seed': config.seed, 'device': device}
     train = attempts.attempt(build_data, config.train_data, 'train_data', **shared)
-    evaluation = None
-    if config.eval_data is not None:
-        evaluation = attempts.attempt(build_data, config.eval_data, 'eval_data', **shared)
+    evaluation = config.eval_data and attempts.attempt(build_data, config.eval_data, 'eval_data', **shared)
     reproducibility.seed_all(config.seed)
     model = attempts.attempt(build_model, config.model)
     attempts.raise_if_any()
     assert train is not None and model is not None
 
-    defaults = _output_defaults(config)
+    keywords = {
+        'model': model,
+        'train_dataloader': train,
+        **_built(components, config, model),
+        **_settings(config),
+        'device': device,
+    }
+    if evaluation is not None:
+        keywords |= {'eval_dataloader': evaluation, 'eval_interval': config.eval_interval}
+    return Parts(config, _resolved(config, components), train, evaluation, keywords)
+
+
+def _built(components: '_Components', config: RunConfig, model: ComposerModel) -> dict[str, Any]:
+    """The components, as arguments of the Trainer."""
+    attempts, defaults = Attempts(), _output_defaults(config)
     keywords: dict[str, Any] = {
         key: [attempts.attempt(bound.build, **defaults.get(bound.name, {})) for bound in getattr(components, key)]
         for key in ('algorithms', 'callbacks', 'loggers')
@@ -154,9 +144,21 @@ def assemble(config: RunConfig) -> Parts:
     keywords['optimizers'] = attempts.attempt(components.optimizer.build, model.parameters())
     keywords['schedulers'] = components.scheduler and attempts.attempt(components.scheduler.build)
     attempts.raise_if_any()
+    return keywords
 
-    if evaluation is not None:
-        keywords |= {'eval_dataloader': evaluation, 'eval_interval': config.eval_interval}
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What the Trainer takes as it stands in the configuration."""
+    keywords: dict[str, Any] = {
+        'train_subset_num_batches': config.train_subset_num_batches or -1,
+        'max_duration': config.max_duration,
+        'run_name': config.run_name,
+        'progress_bar': config.progress_bar,
+        'precision': config.precision,
+        'device_train_microbatch_size': config.microbatch_size,
+        'seed': config.seed,
+        'deterministic_mode': config.deterministic,
+    }
     if config.checkpoint is not None:
         keywords |= {
             'save_folder': str(config.checkpoint_folder),
@@ -166,20 +168,7 @@ def assemble(config: RunConfig) -> Parts:
             'load_path': config.checkpoint.load_path,
             'load_progress_bar': config.progress_bar,
         }
-    keywords |= {
-        'model': model,
-        'train_dataloader': train,
-        'train_subset_num_batches': config.train_subset_num_batches or -1,
-        'max_duration': config.max_duration,
-        'run_name': config.run_name,
-        'progress_bar': config.progress_bar,
-        'device': device,
-        'precision': config.precision,
-        'device_train_microbatch_size': config.microbatch_size,
-        'seed': config.seed,
-        'deterministic_mode': config.deterministic,
-    }
-    return Parts(config, _resolved(config, components), train, evaluation, keywords)
+    return keywords
 
 
 @dataclass(frozen=True)
@@ -192,7 +181,7 @@ class _Components:
 
 
 def _bind_all(config: RunConfig) -> _Components:
-    attempts = _Faults()
+    attempts = Attempts()
 
     def bind_list(table: Mapping[str, Constructor], entries: list[Component], key: str) -> list[Bound | None]:
         return [attempts.attempt(bind, table, entry, f'{key}.{index}') for index, entry in enumerate(entries)]
@@ -209,7 +198,7 @@ def _bind_all(config: RunConfig) -> _Components:
     return _Components(optimizer, scheduler, *([b for b in bs if b] for bs in (algorithms, callbacks, loggers)))
 
 
-def _check_machine(config: RunConfig, attempts: _Faults) -> None:
+def _check_machine(config: RunConfig, attempts: Attempts) -> None:
     attempts.attempt(per_rank, config.train_data.batch_size, 'train_data')
     if config.eval_data is not None:
         attempts.attempt(per_rank, config.eval_data.batch_size, 'eval_data')

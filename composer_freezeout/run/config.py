@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from composer_freezeout.run.data_config import DataConfig
-from composer_freezeout.run.faults import ConfigError, Fault, faults_of
+from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.fields import Count, Duration, Interval, MicrobatchSize, RunName, Section
+from composer_freezeout.run.validation import faults_of
 from composer_freezeout.run.yaml_files import apply_overrides, read_yaml
 
 __all__ = ['Checkpoint', 'Component', 'ModelConfig', 'RunConfig', 'load', 'parse']

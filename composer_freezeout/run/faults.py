@@ -3,13 +3,24 @@
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
+__all__ = [
+    'COMMAND_LINE',
+    'Attempts',
+    'ConfigError',
+    'Fault',
+    'Refused',
+    'describe',
+    'nearest',
+    'shown',
+    'suggest',
+    'told',
+]
 
-__all__ = ['COMMAND_LINE', 'ConfigError', 'Fault', 'Refused', 'describe', 'faults_of', 'shown', 'suggest', 'told']
+T = TypeVar('T')
 
 COMMAND_LINE = 'command line'
 
@@ -56,7 +67,58 @@ class Refused(ValueError):
         super().__init__('\n'.join(self.lines))
 
 
-def _nearest(name: str, valid: Iterable[str]) -> str | None:
+class Attempts:
+    """Collects the faults of several attempts, to tell them together."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+
+    def attempt(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+        """Calls a function, and keeps the faults that it finds.
+
+        Args:
+            function (Callable): The function.
+            *args (Any): Its arguments.
+            **kwargs (Any): The same.
+
+        Returns:
+            T, optional: What it returns; None if it raised a :class:`ConfigError`.
+        """
+        try:
+            return function(*args, **kwargs)
+        except ConfigError as error:
+            self.faults.extend(error.faults)
+            return None
+
+    def add(self, path: str, message: str) -> None:
+        """Keeps a fault.
+
+        Args:
+            path (str): Dotted path of the key.
+            message (str): What is wrong.
+        """
+        self.faults.append(Fault(path, message))
+
+    def raise_if_any(self) -> None:
+        """Tells what was found.
+
+        Raises:
+            ConfigError: If there are faults.
+        """
+        if self.faults:
+            raise ConfigError(self.faults)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that a wrong one is most like.
+
+    Args:
+        name (str): The wrong name.
+        valid (Iterable[str]): The right ones.
+
+    Returns:
+        str, optional: None if none is near.
+    """
     near = difflib.get_close_matches(str(name), sorted(valid), n=1, cutoff=0.5)
     return near[0] if near else None
 
@@ -72,8 +134,7 @@ def suggest(name: str, valid: Iterable[str]) -> str:
         str: The end of an error message.
     """
     valid = sorted(valid)
-    near = _nearest(name, valid)
-    if near:
+    if near := nearest(name, valid):
         return f'did you mean {near!r}?'
     return f'valid: {", ".join(valid)}' if valid else 'it takes none'
 
@@ -87,7 +148,6 @@ _TYPE_NAMES = {
     dict: 'mapping',
     type(None): 'null',
 }
-_MISSING = 'is missing, and has no default'
 
 
 def shown(value: object) -> str:
@@ -103,107 +163,6 @@ def shown(value: object) -> str:
         return 'null'
     text = repr(value)
     return f'{text if len(text) <= 60 else text[:57] + "..."} ({_TYPE_NAMES.get(type(value), type(value).__name__)})'
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def _valid_keys(schema: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
-    """Keys of the section at a pydantic location, whose elements are field names, list indices and union tags."""
-    models = [schema]
-    for element in loc:
-        tagged = [
-            m for m in models if 'name' in m.model_fields and element in get_args(m.model_fields['name'].annotation)
-        ]
-        if tagged:
-            models = tagged
-        elif isinstance(element, str):
-            fields = [field for m in models for key, field in m.model_fields.items() if element in (key, field.alias)]
-            models = [m for field in fields for m in _models_in(field.annotation)]
-    return [field.alias or key for m in models for key, field in m.model_fields.items()]
-
-
-def _has(node: Any, key: int | str) -> bool:
-    if isinstance(node, list):
-        return isinstance(key, int) and key < len(node)
-    return isinstance(node, Mapping) and key in node
-
-
-def _key_path(loc: Sequence[int | str], raw: Any, *, missing: bool) -> tuple[int | str, ...]:
-    """The part of a pydantic location that is made of keys of the file; union branches are left out."""
-    path: list[int | str] = []
-    for position, element in enumerate(loc):
-        if _has(raw, element):
-            raw = raw[element]
-        elif not (missing and position == len(loc) - 1):
-            continue
-        path.append(element)
-    return tuple(path)
-
-
-def _message(error: Any, schema: type[BaseModel]) -> str:
-    kind, value, context = error['type'], error['input'], error.get('ctx', {})
-    if kind == 'extra_forbidden':
-        key = error['loc'][-1]
-        return f'unknown key {key!r}; {suggest(str(key), _valid_keys(schema, error["loc"][:-1]))}'
-    if kind in ('missing', 'union_tag_not_found'):
-        return _MISSING
-    if kind == 'union_tag_invalid':
-        tags = [tag.strip(" '") for tag in context['expected_tags'].split(',')]
-        return f'unknown name {context["tag"]!r}; {suggest(context["tag"], tags)}'
-    if kind == 'value_error':
-        return f'{context["error"]}, got {shown(value)}' if not isinstance(value, Mapping) else str(context['error'])
-    text = error['msg'].replace('Input should be', 'must be')
-    if kind in ('model_type', 'dict_type', 'model_attributes_type'):
-        text = 'must be a mapping'
-    if kind == 'literal_error' and isinstance(value, str):
-        choices = [choice.strip(" '") for choice in re.split(',| or ', context['expected'])]
-        return f'{text}, got {shown(value)}; {suggest(value, choices)}'
-    return f'{text}, got {shown(value)}'
-
-
-def faults_of(error: ValidationError, schema: type[BaseModel], raw: object, prefix: str = '') -> list[Fault]:
-    """Turns pydantic's errors into faults, one for each key.
-
-    Args:
-        error (ValidationError): What pydantic raised.
-        schema (type[BaseModel]): The model that was validated, for the names of valid keys.
-        raw (object): The validated input.
-        prefix (str): Path of the input within the file.
-
-    Returns:
-        list[Fault]: In the order of pydantic's errors.
-    """
-    messages: dict[str, list[str]] = {}
-    meant = set()
-    for entry in error.errors(include_url=False):
-        path = _key_path(entry['loc'], raw, missing=entry['type'] == 'missing')
-        if entry['type'].startswith('union_tag'):
-            path += ('name',)
-        messages.setdefault(_dotted(prefix, *path), []).append(_message(entry, schema))
-        if entry['type'] == 'extra_forbidden':
-            near = _nearest(str(path[-1]), _valid_keys(schema, entry['loc'][:-1]))
-            meant.add(_dotted(prefix, *path[:-1], near))
-    # A required key that is misspelt is one fault, not two.
-    return [
-        Fault(path, _merged(texts)) for path, texts in messages.items() if not (path in meant and texts == [_MISSING])
-    ]
-
-
-def _dotted(*keys: object) -> str:
-    return '.'.join(str(key) for key in keys if key not in (None, ''))
-
-
-def _merged(texts: list[str]) -> str:
-    # The branches of a union each complain about the same value: say it once, with every alternative.
-    if len(texts) == 1:
-        return texts[0]
-    heads, tails = zip(*(text.partition(', got ')[::2] for text in texts), strict=True)
-    alternatives = list(dict.fromkeys(head.removeprefix('must be ') for head in heads))
-    return f'must be {" or ".join(alternatives)}, got {tails[0]}'
 
 
 def describe(fault: Fault, path: str | Path, overrides: Sequence[str] = ()) -> str:

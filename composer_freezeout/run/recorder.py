@@ -3,7 +3,6 @@
 import platform
 import resource
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,29 +15,9 @@ from composer_freezeout.results.files import json_safe
 from composer_freezeout.results.record import Epoch, Segment, Unit
 from composer_freezeout.run.clocks import Stopwatch, cpu_seconds
 from composer_freezeout.run.learning_rates import LearningRateTrace, hyperparameters
+from composer_freezeout.run.segments import Moment, Segments
 
 __all__ = ['Recorder']
-
-
-@dataclass(frozen=True)
-class _Opening:
-    """Where a span of batches with the same trainable parameters began.
-
-    Attributes:
-        batch (int): Batches trained before it, in ``[1, ∞)``.
-        seconds (float): Reading of the clock, in ``[0, ∞)``.
-        cpu_seconds (float, optional): Reading of the clock of CPU time, in ``[0, ∞)``; None if it is not known.
-        trainable (int): Number of trainable tensors.
-        trainable_parameters (int): Number of trainable parameters.
-        units_frozen (int, optional): Number of frozen units; None without FreezeOut.
-    """
-
-    batch: int
-    seconds: float
-    cpu_seconds: float | None
-    trainable: int
-    trainable_parameters: int
-    units_frozen: int | None
 
 
 class Recorder(Callback):
@@ -61,12 +40,10 @@ class Recorder(Callback):
         self.optimizer: dict[str, Any] = {}
         self.units: list[Unit] = []
         self.epochs: list[Epoch] = []
-        self.segments: list[Segment] = []
+        self.segments = Segments()
         self.resumed_at: list[int] = []
         self.first_batch_seconds: float | None = None
         self.example: Any = None
-        self._parameters: list[torch.nn.Parameter] = []
-        self._opening: _Opening | None = None
         self._batches_done = 0
         self._fitting = False
         self._evaluated = False
@@ -84,14 +61,14 @@ class Recorder(Callback):
         if state.timestamp.batch.value:
             self.resumed_at.append(state.timestamp.batch.value)
         self._fitting = True
-        self._parameters = list(state.model.parameters())
+        self.segments.watch(state.model.parameters())
         self._go_on()
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Stops the clocks."""
         self._fitting = False
         self._pause()
-        self._close_segment(state.timestamp.batch.value)
+        self.segments.close(self._now(state.timestamp.batch.value))
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         """Pauses the clocks."""
@@ -135,9 +112,10 @@ class Recorder(Callback):
         if self.example is None:
             self.example = map_collection(state.batch, lambda tensor: tensor[:2].cpu())
         # Algorithms have done their work of this event. The clock is read, and the device waited for, at changes only.
-        if self._opening is not None and self._opening.trainable != self._count_trainable():
-            self._close_segment(state.timestamp.batch.value)
-            self._open_segment(state)
+        if self.segments.outdated():
+            now = self._now(state.timestamp.batch.value)
+            self.segments.close(now)
+            self.segments.open(now, self._frozen_units(state))
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Reads the live optimizer, after its step and before any scheduler's."""
@@ -151,11 +129,11 @@ class Recorder(Callback):
         self._batches_done = state.timestamp.batch.value
         self._loss_sum += sum(state.total_loss_dict.values())
         self._loss_count += 1
-        if self._opening is None:
+        if not self.segments.is_open:
             # The first batch allocates, traces and compiles: it tells nothing about the others.
             if self.first_batch_seconds is None:
                 self.first_batch_seconds = self.training.seconds()
-            self._open_segment(state)
+            self.segments.open(self._now(self._batches_done), self._frozen_units(state))
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """Ends the epoch's row: its evaluation is over, and its checkpoint not yet written."""
@@ -195,41 +173,12 @@ class Recorder(Callback):
         self._evaluated = False
         self._loss_sum, self._loss_count = 0.0, 0
 
-    # Segments
-
-    def _count_trainable(self) -> int:
-        return sum(parameter.requires_grad for parameter in self._parameters)
-
-    def _open_segment(self, state: State) -> None:
+    def _frozen_units(self, state: State) -> int | None:
         units = _units(state)
-        self._opening = _Opening(
-            batch=state.timestamp.batch.value,
-            seconds=self.training.seconds(),
-            cpu_seconds=self._cpu(),
-            trainable=self._count_trainable(),
-            trainable_parameters=sum(p.numel() for p in self._parameters if p.requires_grad),
-            units_frozen=sum(unit.frozen for unit in units) if units else None,
-        )
+        return sum(unit.frozen for unit in units) if units else None
 
-    def _segments_until(self, batch: int) -> list[Segment]:
-        """All segments, the open one up to some batch."""
-        opening, cpu = self._opening, self._cpu()
-        if opening is None or batch <= opening.batch:
-            return self.segments
-        segment = Segment(
-            batch=opening.batch,
-            batches=batch - opening.batch,
-            seconds=self.training.seconds() - opening.seconds,
-            units_frozen=opening.units_frozen,
-            trainable_parameters=opening.trainable_parameters,
-            # Of other processes it is counted in ticks, and may be told a little less than before.
-            cpu_seconds=None if cpu is None or opening.cpu_seconds is None else max(0.0, cpu - opening.cpu_seconds),
-        )
-        return [*self.segments, segment]
-
-    def _close_segment(self, batch: int) -> None:
-        self.segments = self._segments_until(batch)
-        self._opening = None
+    def _now(self, batch: int) -> Moment:
+        return Moment(batch, self.training.seconds(), self._cpu())
 
     # Results
 
@@ -248,7 +197,7 @@ class Recorder(Callback):
             'units': self.units,
             'epochs': self.epochs,
             'lr_trace': self.learning_rates.result(),
-            'segments': self.segments,
+            'segments': self.segments.done,
             'training_seconds': training,
             'first_batch_seconds': self.first_batch_seconds,
             'evaluation_seconds': self.evaluation.seconds(),
@@ -292,7 +241,7 @@ class Recorder(Callback):
             'epochs': [row.model_dump() for row in self.epochs],
             'resumed_at': self.resumed_at,
             'first_batch_seconds': self.first_batch_seconds,
-            'segments': [segment.model_dump() for segment in self._segments_until(self._batches_done)],
+            'segments': [row.model_dump() for row in self.segments.until(self._now(self._batches_done))],
             'loss': (self._loss_sum, self._loss_count),
             **self.learning_rates.state_dict(),
         }
@@ -309,7 +258,7 @@ class Recorder(Callback):
         # What a checkpoint of an earlier version holds may be NaN.
         self.units = [Unit(**row) for row in json_safe(state['units'])]
         self.epochs = [Epoch(**row) for row in json_safe(state['epochs'])]
-        self.segments = [Segment(**row) for row in json_safe(state['segments'])]
+        self.segments.done = [Segment(**row) for row in json_safe(state['segments'])]
         self.resumed_at = state['resumed_at']
         self.first_batch_seconds = state['first_batch_seconds']
         self.learning_rates.load_state_dict(state)

@@ -21,7 +21,8 @@ from pydantic import (
 )
 from torch.optim.optimizer import required
 
-from composer_freezeout.run.faults import ConfigError, Fault, faults_of
+from composer_freezeout.run.faults import ConfigError, Fault
+from composer_freezeout.run.validation import faults_of
 
 __all__ = ['Constructor', 'arguments_model', 'check_arguments']
 
