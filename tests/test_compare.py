@@ -19,10 +19,14 @@ import pytest
 from composer_freezeout.compare import command as compare
 from composer_freezeout.compare.arms import family as families
 from composer_freezeout.compare.arms import known, lengths
+from composer_freezeout.compare.judging.manifest import new_manifest
 from composer_freezeout.compare.training import finished, job, ongoing, runner
+from composer_freezeout.results.record import Record
 from composer_freezeout.run.config import load
-from composer_freezeout.run.faults import ConfigError
+from composer_freezeout.run.faults import ConfigError, Refused
 from composer_freezeout.run.processes import Stopped, execute
+
+from . import records
 
 ROOT = Path(__file__).parent.parent
 
@@ -260,9 +264,7 @@ def test_arms_of_a_family(tmp_path):
     ]
     (tmp_path / 'freezeout_cost_aware.yaml').touch()
     assert {'baseline_short_cost_aware', 'freezeout_cost_aware'} < set(families.family_arms(tmp_path))
-    with pytest.raises(
-        families.Refused, match="'freezeout_cost_aware' is missing, which baseline_short_cost_aware is comp"
-    ):
+    with pytest.raises(Refused, match="'freezeout_cost_aware' is missing, which baseline_short_cost_aware is comp"):
         families.choose_arms(families.family_arms(tmp_path), 'baseline,baseline_short_cost_aware')
 
 
@@ -320,6 +322,12 @@ def test_what_cannot_be_matched_is_said():
 # Durations
 # ---------------------------------------------------------------------------------------------------------------------
 
+
+def a_record(arm: str, seconds: float, batches: int, **changes: object) -> Record:
+    content = records.record(arm, 17, seconds=seconds) | changes
+    return Record.model_validate(content | {'effective': content['effective'] | {'total_batches': batches}})
+
+
 WARM_UP = ['scheduler.name=cosine_annealing_with_warmup', 'scheduler.t_warmup=3ep']
 
 
@@ -363,8 +371,8 @@ def test_durations_that_count_no_batches_are_refused(refusal):
 
 
 def test_batches_in_the_same_time():
-    def records(*seconds: float) -> list[dict]:
-        return [{'training_seconds': value, 'effective': {'total_batches': 200}} for value in seconds]
+    def records(*seconds: float) -> list[Record]:
+        return [a_record('baseline', value, 200) for value in seconds]
 
     assert ongoing.batches_in_the_same_time(records(10, 30), records(12, 18)) == 150
     assert ongoing.batches_in_the_same_time(records(10), records(0.001)) == 1
@@ -377,10 +385,12 @@ def test_each_shortened_baseline_has_the_time_of_its_arm(tmp_path):
     shutil.copy(family / 'freezeout.yaml', family / 'freezeout_cost_aware.yaml')
     names = families.family_arms(family)
     found, data = families.read_arms(family, names, SMALL[:3], 1.0)
-    comparison = ongoing.OngoingComparison(tmp_path / 'out', found, data, [17], {})
+    comparison = ongoing.OngoingComparison(
+        tmp_path / 'out', found, data, [17], new_manifest(family, names, [17], 1.0, [], 'command')
+    )
     times = {'baseline': 10.0, 'freezeout': 9.0, 'freezeout_cost_aware': 6.0}
     for name, seconds in times.items():
-        comparison.records[name, 17] = {'training_seconds': seconds, 'effective': {'total_batches': 100}}
+        comparison.records[name, 17] = a_record(name, seconds, 100)
     for short, batches in [('baseline_short', 90), ('baseline_short_cost_aware', 60)]:
         short_job = comparison.with_duration(comparison.job(short, 17))
         assert short_job is not None and f'max_duration={batches}ba' in short_job.overrides
@@ -419,26 +429,37 @@ def one_job(output: Path, **config: object) -> job.Job:
 
 
 @pytest.mark.parametrize(
-    ('content', 'message'),
+    ('config', 'message'),
     [
-        ('{"config": {"a": {"b": 1}, "seed": 3}}', None),
-        ('{"config": {"a": {"b": 1}, "seed": 3, "output": "elsewhere", "max_duration": "7ba"}}', None),
-        ('{"config": {"a": {"b": 2}, "seed": 3}}', 'a.b is 2 in a finished run and would be 1 now'),
-        ('{"config": {"a": {"b": 1}, "seed": 4}}', 'seed is 4'),
-        ('{"config": {"a": {"b": 1, "c": 0}, "seed": 3}}', 'a.c is 0 in a finished run and would be None now'),
-        ('{"conf', 'not a record'),
-        ('{}', 'not a record'),
+        ({'a': {'b': 1}, 'seed': 3}, None),
+        ({'a': {'b': 1}, 'seed': 3, 'output': 'elsewhere', 'max_duration': '7ba'}, None),
+        # A setting of today that is not used.
+        ({'a': {'b': 1}, 'seed': 3, 'gone': None}, None),
+        ({'a': {'b': 2}, 'seed': 3}, 'a.b is 2 in a finished run and would be 1 now'),
+        ({'a': {'b': 1}, 'seed': 4}, 'seed is 4'),
+        ({'a': {'b': 1, 'c': 0}, 'seed': 3}, 'a.c is 0 in a finished run and would be absent now'),
     ],
 )
-def test_which_runs_count_as_finished(content, message, tmp_path, refusal):
-    assert finished.finished([one_job(tmp_path, a={'b': 1})]) == {}
-    (tmp_path / 'record.json').write_text(content)
-    one = one_job(tmp_path, a={'b': 1}, max_duration='5ba')
+def test_which_runs_count_as_finished(config, message, tmp_path, refusal):
+    one = one_job(tmp_path, a={'b': 1}, max_duration='5ba', algorithms=[])
+    assert finished.finished([one]) == {}
+    records.write(tmp_path / 'record.json', records.record('baseline', 3) | {'config': {**config, 'algorithms': []}})
     if message is None:
-        assert finished.finished([one]) == {one: json.loads(content)}
+        assert finished.finished([one])[one].seed == 3
     else:
-        with refusal(message, families.Refused):
+        with refusal(message, Refused):
             finished.finished([one])
+
+
+@pytest.mark.parametrize('content', ['{"conf', '{}', '[' * 100_000, '"\\ud800"', '\0'])
+def test_a_damaged_record_is_named(content, tmp_path):
+    path = tmp_path / 'record.json'
+    path.write_text(content)
+    with pytest.raises(Refused) as raised:
+        finished.finished([one_job(tmp_path)])
+    assert all(
+        line.startswith(f'{path}') and 'remove it, and the run is done again' in line for line in raised.value.lines
+    )
 
 
 def alive(process: int) -> bool:

@@ -56,7 +56,7 @@ def test_the_docs_show_the_records_of_steps(names):
 @pytest.mark.parametrize('folder', RESULTS, ids=lambda folder: folder.name)
 def test_a_folder_is_named_after_family_device_and_first_day(folder):
     comparison = load(folder)
-    first = min(run.record['started_at'] for run in comparison.runs)[:10]
-    devices = {run.record['effective']['device'] for run in comparison.runs}
+    first = min(run.record.started_at for run in comparison.runs)[:10]
+    devices = {run.record.effective.device for run in comparison.runs}
     # What tells apart comparisons of one day comes after it.
     assert folder.name.startswith(tuple(f'{comparison.family}-{device}-{first}' for device in devices))

@@ -9,10 +9,14 @@ import optuna
 import pytest
 from scipy.stats import ttest_rel
 
-from composer_freezeout.compare import arguments
-from composer_freezeout.compare.arms.family import Refused, read_arms
-from composer_freezeout.compare.sweep import command, line, report, search, settings
+from composer_freezeout.compare import command_line
+from composer_freezeout.compare.arms.family import read_arms
+from composer_freezeout.compare.sweep import command, line, report, results, search, settings
+from composer_freezeout.results.record import Record
 from composer_freezeout.results.stats import summary
+from composer_freezeout.run.faults import Refused
+
+from .records import record as a_record
 
 ROOT = Path(__file__).parent.parent
 
@@ -151,27 +155,29 @@ def test_the_verdict_is_corrected_for_the_number_of_settings():
     assert line.verdict(many).startswith('No setting is shown to lie above')
 
 
-def record(seconds: float, accuracy: float, saving: float) -> dict[str, object]:
-    return {'training_seconds': seconds, 'final': {'MulticlassAccuracy': accuracy}, 'predicted_saving': saving}
+def record(seconds: float, accuracy: float, saving: float) -> Record:
+    return Record.model_validate(a_record('freezeout', 0, accuracy, seconds) | {'predicted_saving': saving})
 
 
 def test_results_and_table():
     name = settings.name_of(settings.DEFAULT)
     records: dict = {
-        f'baseline-{percent}': {seed: record(percent, 0.9 + percent / 1000, 0.0) for seed in (5, 6)}
-        for percent in line.LENGTHS
+        results.baseline_name(percent): {seed: record(percent, 0.9 + percent / 1000, 0.0) for seed in (5, 6)}
+        for percent in results.LENGTHS
     }
     records |= {name: {5: record(85, 0.99, 0.2), 6: record(75, 0.985, 0.2)}, 'failed': {}}
     del records['baseline-70'][6]
-    rows, found = line.results([settings.DEFAULT], records)
-    assert [row['name'] for row in rows] == [*(f'baseline-{percent}' for percent in line.LENGTHS), name]
-    difference = found[name].difference
+    rows, clock = results.results([settings.DEFAULT], records)
+    assert clock.kind == 'wall-clock'
+    assert [row.name for row in rows] == [*map(results.baseline_name, results.LENGTHS), name]
+    found = rows[-1].judged
     # The other seed has no whole line.
-    assert difference is not None and difference.n == 1 and difference.mean == pytest.approx(0.005)
-    text = report.table(rows, found)
+    assert found is not None and found.difference is not None
+    assert found.difference.n == 1 and found.difference.mean == pytest.approx(0.005)
+    text = report.table(rows)
     assert f'| {name} | t_0=0.8, how_scale="cubic", scale_lr=true, ' in text
     assert '| 2 | 98.75 ± 0.35 | 80.0 ± 7.1 | 20.0 | +0.50 | – |' in text
-    json.dumps(rows, allow_nan=False)
+    json.dumps([row.as_json() for row in rows], allow_nan=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -181,13 +187,13 @@ def test_results_and_table():
 
 @pytest.mark.parametrize(('text', 'seconds'), [('90s', 90), ('30m', 1800), ('1.5h', 5400)])
 def test_durations(text, seconds):
-    assert arguments.duration(text) == seconds
+    assert command_line.duration(text) == seconds
 
 
 @pytest.mark.parametrize('text', ['', '30', '0m', '-1h', 'm', '1d'])
 def test_other_durations_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match='must be a time above 0'):
-        arguments.duration(text)
+        command_line.duration(text)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +219,7 @@ def test_faults_are_told_before_anything_is_trained(tmp_path, capsys):
 
 def test_a_folder_of_another_sweep_is_left_alone(tmp_path, refusal):
     out = tmp_path / 'out'
+    out.mkdir()
     command.prepare_folder(out, {'judging_seeds': [3, 4]}, overwrite=False)
     command.prepare_folder(out, {'judging_seeds': [3, 4]}, overwrite=False)
     with refusal(r'judging_seeds\.1 is 4 in this sweep and would be 5 now', Refused):
@@ -228,7 +235,7 @@ def test_a_folder_of_another_sweep_is_left_alone(tmp_path, refusal):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_sweep(tmp_path, capsys, monkeypatch):
-    for module in (line, search, report):
+    for module in (results, search, report):
         monkeypatch.setattr(module, 'LENGTHS', (100, 50))
     out = tmp_path / 'out'
     arguments = [str(QUICKSTART), '--out', str(out), '--choose-seeds', '1', '--judge-seeds', '2', '--keep', '1', *SMALL]

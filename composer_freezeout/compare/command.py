@@ -22,20 +22,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from composer_freezeout.compare.arguments import command_line, scale_factor
-from composer_freezeout.compare.arms.family import Refused, choose_arms, family_arms, read_arms
+from composer_freezeout.compare.arms.family import choose_arms, family_arms, read_arms
+from composer_freezeout.compare.command_line import check_seeds, exit_code, number_of_seeds, same_command, scale_factor
 from composer_freezeout.compare.judging.comparison import load
 from composer_freezeout.compare.judging.manifest import new_manifest
 from composer_freezeout.compare.training.finished import check_environment
-from composer_freezeout.compare.training.folder import prepare_folder
+from composer_freezeout.compare.training.folder import claimed, prepare_folder
 from composer_freezeout.compare.training.ongoing import OngoingComparison, clear, run_all
-from composer_freezeout.run.arguments import count
-from composer_freezeout.run.processes import Stopped, stoppable
+from composer_freezeout.run.families import find_family, names
+from composer_freezeout.run.processes import stoppable
+from composer_freezeout.run.threads import settle_threads
 
-__all__ = ['main', 'report']
+__all__ = ['main']
 
 
-def report(out: Path, allow_mixed: bool, console: Console) -> None:
+def _report(out: Path, allow_mixed: bool, console: Console) -> None:
     """Writes the report and prints the table.
 
     Args:
@@ -44,7 +45,7 @@ def report(out: Path, allow_mixed: bool, console: Console) -> None:
         console (Console): Where the table goes.
 
     Raises:
-        ValueError: If the runs cannot be compared.
+        Refused: If the runs cannot be compared.
     """
     # Imported here: plots and tables are needed at the end only.
     from composer_freezeout.compare.report.markup import HTML
@@ -64,9 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='composer-freezeout compare', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('family', type=Path, help='folder with a YAML file per arm')
+    families = ', '.join(names())
+    parser.add_argument('family', help=f'folder with a YAML file per arm, or a family that is installed: {families}')
     parser.add_argument('--out', type=Path, required=True, help='folder for the results; runs in it are taken over')
-    parser.add_argument('--seeds', type=count, default=1, metavar='N', help="how many, from the files' seed on (1)")
+    parser.add_argument(
+        '--seeds', type=number_of_seeds, default=1, metavar='N', help="how many, from the files' seed on (1)"
+    )
     parser.add_argument('--arms', metavar='A,B,…', help='which arms (all)')
     parser.add_argument(
         '--scale', type=scale_factor, default=1.0, metavar='S', help='factor on epochs and their batches (1)'
@@ -89,44 +93,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_intermixed_args(argv)
-    command = command_line(argv)
-    console = Console()
-    out: Path = arguments.out
+    command = same_command('compare', argv)
+    settle_threads()
+
+    def compare() -> int:
+        with claimed(arguments.out):
+            return _compare(arguments, command)
+
+    return exit_code(compare, command)
+
+
+def _compare(arguments: argparse.Namespace, command: str) -> int:
+    console, out = Console(), arguments.out
+    comparison = _prepared(arguments, command)
+    for arm in comparison.arms:
+        if arm.note:
+            console.print(f'{arm.name}: {arm.note}', markup=False, highlight=False, soft_wrap=True)
+    # Composer has taken over SIGTERM when it was imported.
     with stoppable():
-        try:
-            names = choose_arms(family_arms(arguments.family), arguments.arms)
-            arms, data = read_arms(arguments.family, names, arguments.overrides, arguments.scale)
-            seeds = range(arms[0].config.seed, arms[0].config.seed + arguments.seeds)
-            manifest = new_manifest(arguments.family, names, seeds, arguments.scale, arguments.overrides, command)
-            manifest = prepare_folder(out, manifest, arguments.overwrite)
-            comparison = OngoingComparison(out, arms, data, seeds, manifest)
-            if arguments.overwrite:
-                clear(comparison)
-            comparison.take_over()
-            if not arguments.allow_mixed:
-                check_environment({comparison.record_path(*key): record for key, record in comparison.records.items()})
-            for arm in arms:
-                if arm.note:
-                    console.print(f'{arm.name}: {arm.note}', markup=False, highlight=False, soft_wrap=True)
-            # Composer has taken over SIGTERM when it was imported.
-            with stoppable():
-                missing = run_all(comparison, console)
-            # Without it there is nothing to compare with.
-            if comparison.has_baseline:
-                report(out, arguments.allow_mixed, console)
-        except Stopped as error:
-            print(f'stopped; to go on: {command}', file=sys.stderr)
-            return 128 + error.signal_number
-        except Refused as error:
-            print(*error.lines, sep='\n', file=sys.stderr)
-            return 2
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
+        missing = run_all(comparison, console)
+    # Without it there is nothing to compare with.
+    if comparison.has_baseline:
+        _report(out, arguments.allow_mixed, console)
     if missing:
         runs = '1 run has' if missing == 1 else f'{missing} runs have'
         print(f'{runs} no record; to try again: {command}', file=sys.stderr)
     return 1 if missing else 0
+
+
+def _prepared(arguments: argparse.Namespace, command: str) -> OngoingComparison:
+    """What is to be run, with the finished runs that the folder holds."""
+    out, family = arguments.out, find_family(arguments.family)
+    arm_names = choose_arms(family_arms(family), arguments.arms)
+    arms, data = read_arms(family, arm_names, arguments.overrides, arguments.scale)
+    seeds = range(arms[0].config.seed, arms[0].config.seed + arguments.seeds)
+    check_seeds('--seeds', seeds)
+    manifest = new_manifest(family, arm_names, seeds, arguments.scale, arguments.overrides, command)
+    comparison = OngoingComparison(out, arms, data, seeds, prepare_folder(out, manifest, arguments.overwrite))
+    if arguments.overwrite:
+        clear(comparison)
+    comparison.take_over()
+    if not arguments.allow_mixed:
+        check_environment({comparison.record_path(*key): record for key, record in comparison.records.items()})
+    return comparison
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """The arms of a family: a folder with a YAML file for each arm."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,18 +9,17 @@ from composer_freezeout.compare.arms.dry_run import Data, look_at_data, resolve
 from composer_freezeout.compare.arms.known import BASELINE, DERIVED, FREEZEOUT, FREEZING, MATCHED, SHORTENED, in_order
 from composer_freezeout.compare.arms.lengths import scaled, total_batches
 from composer_freezeout.compare.arms.matching import matched_freeze_start
+from composer_freezeout.results.differences import differences
 from composer_freezeout.run.config import RunConfig, load
-from composer_freezeout.run.faults import ConfigError, Fault, describe
+from composer_freezeout.run.faults import ConfigError, Fault, Refused, describe
 
 T = TypeVar('T')
 
 __all__ = [
     'MAY_DIFFER',
     'Arm',
-    'Refused',
     'and_more',
     'choose_arms',
-    'differences',
     'family_arms',
     'make_arm',
     'read_arms',
@@ -33,18 +32,6 @@ _RESERVED = {
     'overwrite': 'use --overwrite',
     'run_name': 'each arm has its own',
 }
-
-
-class Refused(ValueError):
-    """A comparison cannot be started.
-
-    Args:
-        lines (Iterable[str]): A line for each fault.
-    """
-
-    def __init__(self, lines: Iterable[str]):
-        self.lines = tuple(dict.fromkeys(lines))
-        super().__init__('\n'.join(self.lines))
 
 
 @dataclass(frozen=True)
@@ -120,30 +107,6 @@ def choose_arms(available: Sequence[str], wanted: str | None) -> list[str]:
     if lines:
         raise Refused(lines)
     return in_order(names)
-
-
-def differences(one: Any, other: Any, path: str = '') -> dict[str, tuple[Any, Any]]:
-    """Where two configurations differ.
-
-    Args:
-        one (Any): A configuration, or a part of it.
-        other (Any): Another one.
-        path (str): Key path of the part.
-
-    Returns:
-        dict[str, tuple[Any, Any]]: Both values by key path; None where there is none.
-    """
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        keys: Iterable[Any] = dict.fromkeys([*one, *other])
-        pairs = {key: (one.get(key), other.get(key)) for key in keys}
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = dict(enumerate(zip(one, other, strict=True)))
-    else:
-        return {} if one == other else {path: (one, other)}
-    found: dict[str, tuple[Any, Any]] = {}
-    for key, (left, right) in pairs.items():
-        found |= differences(left, right, f'{path}.{key}' if path else str(key))
-    return found
 
 
 def read_arms(family: Path, names: Sequence[str], overrides: Sequence[str], scale: float) -> tuple[list[Arm], Data]:

@@ -1,6 +1,7 @@
-"""The arms that tables and plots know."""
+"""The arms that tables and plots know. A new one is a line of :data:`KNOWN`, and a file in each family that has it."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 __all__ = [
     'ARMS',
@@ -10,37 +11,73 @@ __all__ = [
     'DERIVED',
     'FREEZEOUT',
     'FREEZING',
+    'KNOWN',
     'LAYER_FREEZING',
     'MATCHED',
     'SHORTENED',
+    'KnownArm',
     'in_order',
     'round_order',
 ]
 
 BASELINE, BASELINE_SHORT, FREEZEOUT = 'baseline', 'baseline_short', 'freezeout'
+LAYER_FREEZING, MATCHED = 'layer_freezing', 'layer_freezing_matched'
 # FreezeOut with freeze times shifted by measured costs, in families that have them.
 COST_AWARE = 'freezeout_cost_aware'
-# The shortened baselines, and the arm whose time each has.
-SHORTENED = {BASELINE_SHORT: FREEZEOUT, 'baseline_short_cost_aware': COST_AWARE}
-# What a full comparison consists of, in the order of the tables.
-ARMS = (
-    BASELINE,
-    BASELINE_SHORT,
-    'layer_freezing',
-    'layer_freezing_matched',
-    FREEZEOUT,
-    'freezeout_unscaled',
-    'freezeout_squared',
-    'freezeout_squared_unscaled',
-    'freezeout_linear',
-    'freezeout_linear_unscaled',
-    'freezeout_const_time',
-)
+
 # Names of the algorithms that freeze, as they stand in a configuration.
 FREEZING = ('freezeout', 'layer_freezing')
-LAYER_FREEZING, MATCHED = 'layer_freezing', 'layer_freezing_matched'
+
+
+@dataclass(frozen=True)
+class KnownArm:
+    """An arm with a place in tables and a look in plots.
+
+    Attributes:
+        colour (str): ``'ink'`` and ``'muted'`` follow the reader's light or dark scheme; others as matplotlib takes
+            them.
+        marker (str): As matplotlib takes it.
+        filled (bool): Whether the marker is filled, and the line whole.
+        made_of (tuple[str, ...]): The arms whose files it is made from, its own kind first. Default: it has a file.
+        in_the_time_of (str, optional): The arm whose training time it gets: it is a shortened baseline, and the control
+            of that arm.
+        full (bool): Whether a full comparison has it.
+    """
+
+    colour: str
+    marker: str
+    filled: bool = True
+    made_of: tuple[str, ...] = ()
+    in_the_time_of: str | None = None
+    full: bool = True
+
+
+def _shortened(arm: str, colour: str, full: bool = True) -> KnownArm:
+    return KnownArm(colour, 'o', False, made_of=(BASELINE, arm), in_the_time_of=arm, full=full)
+
+
+# In the order of the tables.
+KNOWN = {
+    BASELINE: KnownArm('ink', 'o'),
+    BASELINE_SHORT: _shortened(FREEZEOUT, 'ink'),
+    LAYER_FREEZING: KnownArm('#8957e5', '^'),
+    MATCHED: KnownArm('#8957e5', '^', False, made_of=(LAYER_FREEZING, FREEZEOUT)),
+    FREEZEOUT: KnownArm('#d95926', 'D'),
+    'freezeout_unscaled': KnownArm('#d95926', 'D', False),
+    'freezeout_squared': KnownArm('#1a9e8f', 's'),
+    'freezeout_squared_unscaled': KnownArm('#1a9e8f', 's', False),
+    'freezeout_linear': KnownArm('#3b82f6', 'v'),
+    'freezeout_linear_unscaled': KnownArm('#3b82f6', 'v', False),
+    'freezeout_const_time': KnownArm('#c4479b', 'P'),
+    'baseline_short_cost_aware': _shortened(COST_AWARE, 'muted', full=False),
+    COST_AWARE: KnownArm('#b8860b', 'd', full=False),
+}
+# What a full comparison consists of.
+ARMS = tuple(name for name, arm in KNOWN.items() if arm.full)
 # The arms without a file of their own, and those that they are made of.
-DERIVED = {short: (BASELINE, arm) for short, arm in SHORTENED.items()} | {MATCHED: (LAYER_FREEZING, FREEZEOUT)}
+DERIVED = {name: arm.made_of for name, arm in KNOWN.items() if arm.made_of}
+# The shortened baselines, and the arm whose time each has.
+SHORTENED = {name: arm.in_the_time_of for name, arm in KNOWN.items() if arm.in_the_time_of is not None}
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -50,9 +87,10 @@ def in_order(names: Iterable[str]) -> list[str]:
         names (Iterable[str]): The names.
 
     Returns:
-        list[str]: Without repetitions.
+        list[str]: Without repetitions; unknown ones last.
     """
-    return sorted(set(names), key=lambda name: (ARMS.index(name) if name in ARMS else len(ARMS), name))
+    places = {name: place for place, name in enumerate(KNOWN)}
+    return sorted(set(names), key=lambda name: (places.get(name, len(places)), name))
 
 
 def round_order(names: Sequence[str], number: int) -> list[str]:

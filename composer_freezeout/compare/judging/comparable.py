@@ -1,11 +1,13 @@
 """Whether the runs of a comparison differ in nothing but the arm and the seed."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from composer_freezeout.compare.arms.known import BASELINE, FREEZING, SHORTENED
+from composer_freezeout.results.differences import ABSENT, differences
+from composer_freezeout.results.record import Record
 
 __all__ = ['FinishedRun', 'incomparable']
 
@@ -24,17 +26,24 @@ class FinishedRun:
         arm (str): Its arm.
         seed (int): Its seed.
         path (str): Its record, relative to the comparison's folder, with slashes.
-        record (Mapping[str, Any]): What the record says.
+        record (Record): What the record says.
     """
 
     arm: str
     seed: int
     path: str
-    record: Mapping[str, Any]
+    record: Record
 
 
 def incomparable(runs: Sequence[FinishedRun]) -> list[str]:
-    """Lines that name a key, two values of it, and the records that have them."""
+    """What the runs differ in, besides the arm and the seed.
+
+    Args:
+        runs (Sequence[FinishedRun]): The runs; the baseline is among them.
+
+    Returns:
+        list[str]: Lines that name a key, two values of it, and the records that have them.
+    """
     baseline = next(run for run in runs if run.arm == BASELINE)
     first = {run.arm: run for run in reversed(runs)}
     found: dict[tuple[str, str, str, str], list[str]] = {}
@@ -47,13 +56,10 @@ def incomparable(runs: Sequence[FinishedRun]) -> list[str]:
             (first[run.arm], _settings(first[run.arm], within), _settings(run, within)),
         ]
         for reference, expected, actual in pairs:
-            expected, actual = dict(_flat(expected)), dict(_flat(actual))
-            for key in sorted(expected.keys() | actual.keys()):
-                this, other = (json.dumps(side[key]) if key in side else 'absent' for side in (actual, expected))
-                if this != other:
-                    found.setdefault((key, this, other, reference.path), []).append(run.path)
-        if run.record['seed'] != run.seed:
-            key = ('seed', str(run.record['seed']), str(run.seed), 'the name of its folder')
+            for key, (other, this) in sorted(differences(expected, actual).items()):
+                found.setdefault((key, _text(this), _text(other), reference.path), []).append(run.path)
+        if run.record.seed != run.seed:
+            key = ('seed', str(run.record.seed), str(run.seed), 'the name of its folder')
             found.setdefault(key, []).append(run.path)
     return [
         f'{key} is {this} in {", ".join(dict.fromkeys(paths))}, but {other} in {reference}'
@@ -61,23 +67,17 @@ def incomparable(runs: Sequence[FinishedRun]) -> list[str]:
     ]
 
 
+def _text(value: Any) -> str:
+    return repr(value) if value is ABSENT else json.dumps(value)
+
+
 def _facts(run: FinishedRun) -> dict[str, Any]:
-    record = run.record
-    effective = {key: record['effective'][key] for key in ('device', 'world_size', 'precision')}
-    return {'versions': record['versions'], 'hardware': record['hardware'], 'effective': effective}
+    effective = run.record.effective.model_dump(include={'device', 'world_size', 'precision'})
+    return {'versions': run.record.versions, 'hardware': run.record.hardware, 'effective': effective}
 
 
 def _settings(run: FinishedRun, free: set[str], algorithms: Sequence[str] = ()) -> dict[str, Any]:
     """A run's configuration without some of its keys and without the algorithms of some names."""
-    config = {key: value for key, value in run.record['config'].items() if key not in free}
-    config['algorithms'] = [entry for entry in config['algorithms'] if entry.get('name') not in algorithms]
+    config = {key: value for key, value in run.record.config.items() if key not in free}
+    config['algorithms'] = [entry for entry in run.record.algorithms if entry.get('name') not in algorithms]
     return {'config': config}
-
-
-def _flat(value: Any, key: str = '') -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (dict, list)) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, item in items:
-            yield from _flat(item, f'{key}.{name}' if key else str(name))
-    else:
-        yield key, value

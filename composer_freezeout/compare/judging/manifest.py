@@ -1,15 +1,15 @@
 """``comparison.json``: what a comparison consists of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from composer_freezeout.compare.arms.family import Refused
 from composer_freezeout.compare.arms.known import in_order
+from composer_freezeout.run.faults import Refused
 
-__all__ = ['FORMAT', 'ArmName', 'Count', 'Failure', 'Manifest', 'Seconds', 'Share', 'Strict', 'merged', 'new_manifest']
+__all__ = ['Failure', 'Manifest', 'merged', 'new_manifest']
 
 
 def _folder_name(value: str) -> str:
@@ -25,19 +25,16 @@ def _unique(values: list[Any]) -> list[Any]:
 
 
 ArmName = Annotated[str, AfterValidator(_folder_name)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Seconds = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra='ignore', allow_inf_nan=False)
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra='ignore', allow_inf_nan=False, frozen=True)
 
 
-class Failure(Strict):
+class Failure(_Part):
     """A run that ended without a record.
 
-    Args:
+    Attributes:
         arm (str): Its arm.
         seed (int): Its seed.
         exit_code (int): Of its process.
@@ -50,23 +47,38 @@ class Failure(Strict):
     message: str
 
 
-class Manifest(Strict):
+class Manifest(_Part):
+    """What was run, and how.
+
+    Attributes:
+        format (int): Of this file.
+        family (str): Name of the family of configurations.
+        command (str): What was typed.
+        arms (list[str]): The arms, at least one, in the order of the tables.
+        seeds (list[int]): The seeds, at least one.
+        scale (float): Share of the family's epochs, and of its batches per epoch, that is trained; in ``(0, 1]``.
+        overrides (list[str]): ``key=value`` pairs laid over every configuration.
+        failures (list[Failure]): Runs that failed.
+    """
+
     format: Literal[1]
     family: str
     command: str
     arms: Annotated[list[ArmName], Field(min_length=1), AfterValidator(_unique)]
     seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_unique)]
-    scale: Share
+    scale: Annotated[float, Field(gt=0, le=1)]
     overrides: list[str]
     failures: list[Failure]
 
-
-FORMAT = 1
+    def with_outcome(self, arm: str, seed: int, failure: Failure | None) -> 'Manifest':
+        """The same after a run, which failed or did not."""
+        others = [other for other in self.failures if (other.arm, other.seed) != (arm, seed)]
+        return self.model_copy(update={'failures': [*others, *([failure] if failure else [])]})
 
 
 def new_manifest(
     family: Path, arms: Sequence[str], seeds: Sequence[int], scale: float, overrides: Sequence[str], command: str
-) -> dict[str, Any]:
+) -> Manifest:
     """What ``comparison.json`` says before the first run.
 
     Args:
@@ -78,45 +90,46 @@ def new_manifest(
         command (str): What was typed.
 
     Returns:
-        dict[str, Any]: Its content.
+        Manifest: Its content.
     """
-    return {
-        'format': FORMAT,
-        'family': family.resolve().name,
-        'command': command,
-        'arms': in_order(arms),
-        'seeds': sorted(seeds),
-        'scale': scale,
-        'overrides': list(overrides),
-        'failures': [],
-    }
+    return Manifest(
+        format=1,
+        family=family.resolve().name,
+        command=command,
+        arms=in_order(arms),
+        seeds=sorted(seeds),
+        scale=scale,
+        overrides=list(overrides),
+        failures=[],
+    )
 
 
-def merged(earlier: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def merged(earlier: Manifest, now: Manifest, path: Path) -> Manifest:
     """Goes on with a comparison: arms and seeds are added to those that are there.
 
     Args:
-        earlier (Mapping[str, Any]): The manifest that is there.
-        now (Mapping[str, Any]): That of this command.
+        earlier (Manifest): The one that is there.
+        now (Manifest): That of this command.
         path (Path): Where the first one is.
 
     Returns:
-        dict[str, Any]: Both in one.
+        Manifest: Both in one.
 
     Raises:
         Refused: If the two are not of the same family and scale.
     """
     lines = [
-        f'{path}: the comparison that is there has {key} {earlier[key]!r}, and this one {now[key]!r}; '
+        f'{path}: the comparison that is there has {key} {there!r}, and this one {here!r}; '
         'train all again with --overwrite, or choose another --out'
-        for key in ('format', 'family', 'scale')
-        if earlier[key] != now[key]
+        for key in ('family', 'scale')
+        if (there := getattr(earlier, key)) != (here := getattr(now, key))
     ]
     if lines:
         raise Refused(lines)
-    return {
-        **now,
-        'arms': in_order([*earlier['arms'], *now['arms']]),
-        'seeds': sorted({*earlier['seeds'], *now['seeds']}),
-        'failures': list(earlier['failures']),
-    }
+    return now.model_copy(
+        update={
+            'arms': in_order([*earlier.arms, *now.arms]),
+            'seeds': sorted({*earlier.seeds, *now.seeds}),
+            'failures': earlier.failures,
+        }
+    )

@@ -1,17 +1,20 @@
 """What the numbers say about each arm, and which of them pay."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from composer_freezeout.compare.arms.known import BASELINE, BASELINE_SHORT, FREEZEOUT, FREEZING, SHORTENED
-from composer_freezeout.compare.judging.comparison import Comparison, accuracy
+from composer_freezeout.compare.judging.clock import Clock
+from composer_freezeout.compare.judging.comparison import Comparison
+from composer_freezeout.results.record import Record
 from composer_freezeout.results.stats import CONFIDENCE, Difference, Ratio, Summary, holm, ratio, summary, welch
 
 __all__ = ['EQUAL_TIME', 'ArmResult', 'Verdict', 'arm_results', 'best_in_the_same_time']
 
 # Mean training times that differ by no more than this share count as equal.
 EQUAL_TIME = 0.03
+
 Verdict = Literal['pays', 'does not pay', 'undecided']
 
 
@@ -19,15 +22,18 @@ Verdict = Literal['pays', 'does not pay', 'undecided']
 class ArmResult:
     """The numbers of an arm with at least one finished run.
 
+    Times are wall-clock, but for those that are compared: they are by the comparison's clock.
+
     Attributes:
         arm (str): Its name.
         freezes (bool): Whether an algorithm freezes parameters in it.
         accuracy (Summary, optional): Top-1 accuracy of the last evaluations, in ``[0, 1]``; None without evaluations.
         seconds (Summary): Training time.
+        time (Summary): Training time, by the comparison's clock.
         memory (Summary): Peak memory, in bytes.
-        time_ratio (Ratio): Training time over the baseline's.
+        time_ratio (Ratio, optional): Training time over the baseline's; None if there are no times to compare.
         measured_saving (float, optional): Share of the baseline's training time that was saved, in ``(-∞, 1)``; None
-            for the baseline.
+            for the baseline, and if there are no times to compare.
         predicted_saving (float, optional): The same, predicted from FLOPs; None if nothing is predicted.
         versus_baseline (Difference, optional): Accuracy less that of the baseline.
         versus_short (Difference, optional): Accuracy less that of the shortened baseline.
@@ -42,8 +48,9 @@ class ArmResult:
     freezes: bool
     accuracy: Summary | None
     seconds: Summary
+    time: Summary
     memory: Summary
-    time_ratio: Ratio
+    time_ratio: Ratio | None
     measured_saving: float | None
     predicted_saving: float | None
     versus_baseline: Difference | None = None
@@ -63,7 +70,8 @@ def arm_results(comparison: Comparison) -> list[ArmResult]:
     shortened to its time, if there is one. The arm *pays* if its accuracy is higher than the
     control's and it took no more time; it *does not pay* if its accuracy is lower and the control took no more time.
     Higher and lower are decided by Welch's test at 5 %, for all arms but ``freezeout`` after Holm's correction. Times
-    are compared as means, of which :data:`EQUAL_TIME` is the tolerance. Everything else is *undecided*.
+    are compared as means, of which :data:`EQUAL_TIME` is the tolerance. Everything else is *undecided*, as is
+    everything where :mod:`composer_freezeout.compare.judging.clock` finds no times to compare.
 
     Args:
         comparison (Comparison): The runs.
@@ -71,49 +79,89 @@ def arm_results(comparison: Comparison) -> list[ArmResult]:
     Returns:
         list[ArmResult]: Arms with at least one finished run, in the comparison's order.
     """
-    seconds = {arm: [run.record['training_seconds'] for run in comparison.of(arm)] for arm in comparison.arms}
-    accuracies = {
-        arm: [value for run in comparison.of(arm) if (value := accuracy(run)) is not None] for arm in comparison.arms
-    }
+    numbers = {arm: _Numbers.of(comparison, arm) for arm in comparison.arms if comparison.of(arm)}
+    results = [_compared(arm, numbers, comparison.clock) for arm in numbers]
+    return [_judged(result) for result in _corrected(results)]
 
-    def difference(arm: str, other: str) -> Difference | None:
-        known = arm != other and accuracies[arm] and accuracies.get(other)
-        return welch(accuracies[arm], accuracies[other]) if known else None
 
-    rows: list[dict[str, Any]] = []
-    for arm in comparison.arms:
-        runs = comparison.of(arm)
-        if not runs:
-            continue
-        predictions = [saving for run in runs if (saving := run.record['predicted_saving']) is not None]
-        time_ratio = ratio(seconds[arm], seconds[BASELINE])
-        freezes = any(entry.get('name') in FREEZING for run in runs for entry in run.record['config']['algorithms'])
-        row = {
-            'arm': arm,
-            'freezes': freezes,
-            'accuracy': summary(accuracies[arm]) if accuracies[arm] else None,
-            'seconds': summary(seconds[arm]),
-            'memory': summary([run.record['peak_memory_bytes'] for run in runs]),
-            'time_ratio': time_ratio,
-            'measured_saving': None if arm == BASELINE else 1 - time_ratio.value,
-            'predicted_saving': summary(predictions).mean if freezes and predictions else None,
-            'versus_baseline': difference(arm, BASELINE),
-            'versus_short': difference(arm, BASELINE_SHORT),
-        }
-        if freezes:
-            row['control'] = _control(arm, seconds)
-            row['control_time_ratio'] = ratio(seconds[arm], seconds[row['control']]).value
-            row['difference'] = difference(arm, row['control'])
-        rows.append(row)
+@dataclass(frozen=True)
+class _Numbers:
+    """What was measured in the runs of an arm, by seed."""
 
-    tested = [row for row in rows if row.get('difference') is not None and row['difference'].p is not None]
-    for row, p in zip(tested, holm([row['difference'].p for row in tested]), strict=True):
-        row['p_holm'] = p
-    for row in rows:
-        if row['freezes']:
-            p = row['difference'].p if row['arm'] == FREEZEOUT and row['difference'] else row.get('p_holm')
-            row['verdict'] = _judge_difference(row['difference'], p, row['control_time_ratio'])
-    return [ArmResult(**row) for row in rows]
+    records: Sequence[Record]
+    accuracies: Sequence[float]
+    times: Sequence[float]
+
+    @classmethod
+    def of(cls, comparison: Comparison, arm: str) -> '_Numbers':
+        records = [run.record for run in comparison.of(arm)]
+        accuracies = [record.accuracy for record in records if record.accuracy is not None]
+        return cls(records, accuracies, [comparison.clock.seconds(record) for record in records])
+
+
+def _compared(arm: str, numbers: Mapping[str, _Numbers], clock: Clock) -> ArmResult:
+    own = numbers[arm]
+    predictions = [record.predicted_saving for record in own.records if record.predicted_saving is not None]
+    freezes = any(entry.get('name') in FREEZING for record in own.records for entry in record.algorithms)
+    time_ratio = ratio(own.times, numbers[BASELINE].times) if clock.decides else None
+    control = _control(arm, numbers) if freezes else None
+
+    def difference(other: str) -> Difference | None:
+        theirs = numbers[other].accuracies if other in numbers and other != arm else ()
+        return welch(own.accuracies, theirs) if own.accuracies and theirs else None
+
+    return ArmResult(
+        arm=arm,
+        freezes=freezes,
+        accuracy=summary(own.accuracies) if own.accuracies else None,
+        seconds=summary([record.training_seconds for record in own.records]),
+        time=summary(own.times),
+        memory=summary([record.peak_memory_bytes for record in own.records]),
+        time_ratio=time_ratio,
+        measured_saving=None if arm == BASELINE or time_ratio is None else 1 - time_ratio.value,
+        predicted_saving=summary(predictions).mean if freezes and predictions else None,
+        versus_baseline=difference(BASELINE),
+        versus_short=difference(BASELINE_SHORT),
+        control=control,
+        control_time_ratio=ratio(own.times, numbers[control].times).value if control and clock.decides else None,
+        difference=difference(control) if control else None,
+    )
+
+
+def _control(arm: str, numbers: Mapping[str, _Numbers]) -> str:
+    own = next((short for short, source in SHORTENED.items() if source == arm and short in numbers), None)
+    if own is not None:
+        return own
+    means = {name: summary(numbers[name].times).mean for name in (BASELINE, BASELINE_SHORT) if name in numbers}
+    limit = summary(numbers[arm].times).mean * (1 + EQUAL_TIME)
+    no_slower = [name for name in means if means[name] <= limit]
+    return max(no_slower, key=means.__getitem__) if no_slower else min(means, key=means.__getitem__)
+
+
+def _corrected(results: Sequence[ArmResult]) -> list[ArmResult]:
+    """With the p-values corrected for the number of arms that freeze."""
+    p = {r.arm: r.difference.p for r in results if r.difference is not None and r.difference.p is not None}
+    corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    return [replace(result, p_holm=corrected.get(result.arm)) for result in results]
+
+
+def _judged(result: ArmResult) -> ArmResult:
+    return replace(result, verdict=_verdict(result)) if result.freezes else result
+
+
+def _verdict(result: ArmResult) -> Verdict:
+    difference, time_ratio = result.difference, result.control_time_ratio
+    if difference is None or time_ratio is None:
+        return 'undecided'
+    # freezeout was singled out before anything was measured.
+    p = difference.p if result.arm == FREEZEOUT else result.p_holm
+    if p is None or p >= 1 - CONFIDENCE:
+        return 'undecided'
+    if difference.value > 0 and time_ratio <= 1 + EQUAL_TIME:
+        return 'pays'
+    if difference.value < 0 and time_ratio >= 1 / (1 + EQUAL_TIME):
+        return 'does not pay'
+    return 'undecided'
 
 
 def best_in_the_same_time(results: Sequence[ArmResult]) -> ArmResult | None:
@@ -127,27 +175,7 @@ def best_in_the_same_time(results: Sequence[ArmResult]) -> ArmResult | None:
     Returns:
         ArmResult, optional: The quicker one of two with the same accuracy; None if no arm qualifies.
     """
-    means = {result.arm: result.seconds.mean for result in results}
+    means = {result.arm: result.time.mean for result in results}
     limit = means.get(BASELINE_SHORT, means[BASELINE]) * (1 + EQUAL_TIME)
-    eligible = [r for r in results if r.freezes and r.accuracy is not None and r.seconds.mean <= limit]
-    return max(eligible, key=lambda r: (r.accuracy.mean if r.accuracy else 0.0, -r.seconds.mean), default=None)
-
-
-def _control(arm: str, seconds: Mapping[str, Sequence[float]]) -> str:
-    own = next((short for short, source in SHORTENED.items() if source == arm and seconds.get(short)), None)
-    if own is not None:
-        return own
-    means = {name: summary(seconds[name]).mean for name in (BASELINE, BASELINE_SHORT) if seconds.get(name)}
-    limit = summary(seconds[arm]).mean * (1 + EQUAL_TIME)
-    no_slower = [name for name in means if means[name] <= limit]
-    return max(no_slower, key=means.__getitem__) if no_slower else min(means, key=means.__getitem__)
-
-
-def _judge_difference(difference: Difference | None, p: float | None, time_ratio: float) -> Verdict:
-    if difference is None or p is None or p >= 1 - CONFIDENCE:
-        return 'undecided'
-    if difference.value > 0 and time_ratio <= 1 + EQUAL_TIME:
-        return 'pays'
-    if difference.value < 0 and time_ratio >= 1 / (1 + EQUAL_TIME):
-        return 'does not pay'
-    return 'undecided'
+    eligible = [r for r in results if r.freezes and r.accuracy is not None and r.time.mean <= limit]
+    return max(eligible, key=lambda r: (r.accuracy.mean if r.accuracy else 0.0, -r.time.mean), default=None)

@@ -15,6 +15,7 @@ MARKDOWN, HTML = 'report.md', 'report.html'
 
 
 def templates() -> Environment:
+    """The templates of a report; HTML is escaped, Markdown by the filter ``md``."""
     environment = Environment(
         loader=PackageLoader('composer_freezeout.compare.report'),
         autoescape=lambda name: name is not None and name.startswith(HTML),

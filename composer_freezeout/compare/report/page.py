@@ -1,23 +1,19 @@
-"""A comparison to what people read: the table in the terminal, and a report in Markdown and in HTML.
+"""The report of a comparison in Markdown and in HTML.
 
-A report is a function of the manifest and the records alone: it regenerates to the byte.
+It is a function of the manifest and the records alone, and regenerates to the byte.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from composer_freezeout.compare.arms.known import ARMS, BASELINE, BASELINE_SHORT, FREEZEOUT, SHORTENED
+from composer_freezeout.compare.judging.clock import SAME_CORES, SAME_WORK
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.verdict import EQUAL_TIME, ArmResult, arm_results
 from composer_freezeout.compare.report.markup import HTML, MARKDOWN, templates
 from composer_freezeout.compare.report.plots import PLOTS, Plot, draw_plots
-from composer_freezeout.compare.report.sentences import (
-    best_sentences,
-    cost_aware_sentences,
-    reservations,
-    verdict_sentence,
-)
+from composer_freezeout.compare.report.sentences import conclude
 from composer_freezeout.compare.report.tables import (
     Grid,
     environment_grid,
@@ -27,19 +23,30 @@ from composer_freezeout.compare.report.tables import (
     welch_grid,
 )
 from composer_freezeout.compare.report.text import counted, number_text
+from composer_freezeout.results.files import write_text
 
 __all__ = ['Section', 'outdated', 'render', 'write_report']
 
 
-
 @dataclass(frozen=True)
 class Section:
+    """A section of the report, with whatever it has.
+
+    Attributes:
+        title (str): Its title.
+        paragraphs (Sequence[str]): Text.
+        items (Sequence[str]): A list.
+        code (str): What stands as it is.
+        grids (Sequence[Grid]): Tables.
+        plots (Sequence[Plot]): Plots.
+    """
+
     title: str
     paragraphs: Sequence[str] = ()
     items: Sequence[str] = ()
     code: str = ''
     grids: Sequence[Grid] = ()
-    plots: Sequence[Plot] = field(default=())
+    plots: Sequence[Plot] = ()
 
 
 def _not_run(comparison: Comparison) -> list[str]:
@@ -54,8 +61,8 @@ def _not_run(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _definitions(arms: Sequence[str]) -> list[str]:
-    return [
+def _definitions(comparison: Comparison) -> list[str]:
+    lines = [
         'Accuracy is that of the last evaluation, never the best one.',
         'Training time runs from the start of fit to its end without evaluations; the first batch is included.',
         'Mean ± sample standard deviation over the seeds; 95 % intervals of means by Student’s t.',
@@ -72,9 +79,18 @@ def _definitions(arms: Sequence[str]) -> list[str]:
         *(
             f'{short} is the same for {source}, and its control.'
             for short, source in SHORTENED.items()
-            if short != BASELINE_SHORT and short in arms
+            if short != BASELINE_SHORT and short in comparison.arms
         ),
     ]
+    if any(run.record.training_cpu_seconds is not None for run in comparison.runs):
+        lines.append(
+            'CPU time is that of training, over all threads and data workers. Divided by wall-clock it is the number '
+            'of cores that training had. If on a CPU that number differs between arms by more than '
+            f'{number_text(SAME_CORES, 0, 100)} %, other processes held up some of them, and CPU times are compared in '
+            'place of wall-clock. If CPU times of the same work (batches with nothing frozen; runs of one arm) differ '
+            f'by more than {number_text(SAME_WORK, 0, 100)} %, or if waiting threads use CPU time, nothing is judged.'
+        )
+    return lines
 
 
 def _sections(comparison: Comparison, results: Sequence[ArmResult]) -> list[Section]:
@@ -83,15 +99,18 @@ def _sections(comparison: Comparison, results: Sequence[ArmResult]) -> list[Sect
         welch_grid(results, BASELINE, lambda result: result.versus_baseline),
     ]
     sections = [
-        Section('Results', grids=[results_grid(results)]),
-        Section('Differences in accuracy', grids=[grid for grid in (verdicts_grid(results), *welch) if grid.rows]),
+        Section('Results', grids=[results_grid(results, comparison.clock)]),
+        Section(
+            'Differences in accuracy',
+            grids=[grid for grid in (verdicts_grid(results, comparison.clock), *welch) if grid.rows],
+        ),
         Section('Plots', plots=draw_plots(comparison, results)),
-        Section('Runs', grids=[runs_grid(comparison)]),
+        Section('Runs', grids=[runs_grid(comparison.runs)]),
         Section('Not run', items=_not_run(comparison)),
         Section('Differences between the runs', items=comparison.differences),
         Section('Environment', grids=[environment_grid(comparison)]),
         Section('Command', code=comparison.command, paragraphs=_overrides(comparison)),
-        Section('What the numbers mean', items=_definitions(comparison.arms)),
+        Section('What the numbers mean', items=_definitions(comparison)),
     ]
     return [s for s in sections if s.paragraphs or s.items or s.code or s.grids or s.plots]
 
@@ -111,15 +130,15 @@ def render(comparison: Comparison) -> dict[str, str]:
     """
     results = arm_results(comparison)
     outcome = next((result.verdict for result in results if result.arm == FREEZEOUT), None) or 'undecided'
-    verdict, *remarks = [verdict_sentence(results), *cost_aware_sentences(results), *best_sentences(results)]
+    found = conclude(comparison, results)
     content = {
         'title': f'FreezeOut on {comparison.family}',
         'subtitle': f'{counted(len(comparison.arms), "arm")}, {counted(len(comparison.seeds), "seed")} '
         f'({", ".join(map(str, comparison.seeds))}), {counted(len(comparison.runs), "finished run")}',
-        'verdict': verdict,
+        'verdict': found.verdict,
         'outcome': outcome.replace(' ', '-'),
-        'remarks': remarks,
-        'reservations': reservations(comparison),
+        'remarks': found.remarks,
+        'reservations': found.reservations,
         'sections': _sections(comparison, results),
     }
     environment = templates()
@@ -136,13 +155,16 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
 
     Returns:
         list[Path]: The files, Markdown and HTML first.
+
+    Raises:
+        OSError: If a file cannot be written; the earlier one stays.
     """
     files = render(comparison)
+    for name, text in files.items():
+        write_text(folder / name, text)
     for name in PLOTS:
         if name not in files:
             (folder / name).unlink(missing_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding='utf-8', newline='\n')
     return [folder / name for name in files]
 
 

@@ -1,10 +1,8 @@
-"""The plots of the report."""
+"""The plots that a report has, with what they are called."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -16,11 +14,22 @@ from composer_freezeout.compare.report.figures.course import learning_curves, st
 from composer_freezeout.compare.report.figures.learning_rates import learning_rates
 from composer_freezeout.compare.report.figures.style import svg
 
-__all__ = ['PLOTS', 'Plot', 'draw_plots', 'plot_learning_rates']
+__all__ = ['PLOTS', 'Plot', 'draw_plots']
+
+_SPREAD = 'Mean and standard deviation over the seeds'
 
 
 @dataclass(frozen=True)
 class Plot:
+    """A plot in a report.
+
+    Attributes:
+        file (str): Name of its file.
+        title (str): What it shows.
+        caption (str): What has to be known about it.
+        svg (str): The drawing.
+    """
+
     file: str
     title: str
     caption: str
@@ -28,71 +37,90 @@ class Plot:
 
     @property
     def data_uri(self) -> str:
+        """The drawing, for a page that needs no other file."""
         return f'data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}'
 
 
-def plot_learning_rates(record: Mapping[str, Any], path: Path) -> None:
-    """Draws the learning rate of each unit over a FreezeOut run, and when each unit froze.
-
-    Args:
-        record (Mapping[str, Any]): Record of a run with FreezeOut.
-        path (Path): The file to write, ``.svg`` or ``.png``; its folder exists.
-
-    Raises:
-        ValueError: If the record has no units.
-    """
-    figure = learning_rates(record)
-    if path.suffix == '.svg':
-        path.write_text(svg(figure, f'Learning rates of {record["run_name"]}'), encoding='utf-8', newline='\n')
-    else:
-        figure.savefig(path, dpi=150, metadata={'Software': None})
+# Title, caption and figure; None where there is nothing to draw.
+_Drawn = tuple[str, str, Figure] | None
 
 
 def draw_plots(comparison: Comparison, results: Sequence[ArmResult]) -> list[Plot]:
-    points = [Point(r.arm, r.seconds, r.accuracy) for r in results if r.accuracy is not None]
-    device = comparison.of(BASELINE)[0].record['effective']['device']
-    stepwise = any(len(run.record.get('segments', ())) > 1 for run in comparison.runs)
-    freezeout = next((run for run in comparison.of(FREEZEOUT) if run.record['units']), None)
-    spread = 'mean and standard deviation over the seeds'
-    drawn: list[tuple[str, str, str, Figure]] = []
-    if points:
-        drawn += [
-            (
-                'accuracy_time.svg',
-                'Accuracy against training time',
-                f'{spread.capitalize()}. No arm lies above and left of the Pareto front.',
-                accuracy_against_time(points, (BASELINE, *SHORTENED)),
-            ),
-            (
-                'learning_curves.svg',
-                'Accuracy over training time',
-                f'{spread.capitalize()} at each evaluation.',
-                learning_curves(comparison),
-            ),
-        ]
-    if freezeout:
-        caption = f'Run of {FREEZEOUT} with seed {freezeout.seed}; the rates are those that the optimizer used.'
-        figure = learning_rates(freezeout.record)
-        drawn.append(('learning_rates.svg', 'Learning rates and freeze points of the units', caption, figure))
-    if any(r.predicted_saving is not None for r in results):
-        caption = 'Share of the baseline’s training time; on the dashed line the measurement is as predicted.'
-        drawn.append(('savings.svg', 'Measured against predicted saving', caption, savings(results)))
-    if stepwise:
-        caption = (
-            'Time of a step relative to the same run with nothing frozen, the first batch left out: over frozen units '
-            '(FreezeOut) and over the share of frozen parameters (all arms that freeze). Small dots are single runs.'
-        )
-        drawn.append(('step_times.svg', 'Time of a step, as layers freeze', caption, step_times(comparison)))
+    """Draws the plots that a comparison has numbers for.
+
+    Args:
+        comparison (Comparison): The runs.
+        results (Sequence[ArmResult]): Its arms.
+
+    Returns:
+        list[Plot]: In the order of the report.
+    """
+    return list(_drawn(comparison, results))
+
+
+def _drawn(comparison: Comparison, results: Sequence[ArmResult]) -> Iterator[Plot]:
+    for file, draw in _PLOTS.items():
+        found = draw(comparison, results)
+        if found is not None:
+            title, caption, figure = found
+            yield Plot(file, title, caption, svg(figure, title))
+
+
+def _accuracy_time(comparison: Comparison, results: Sequence[ArmResult]) -> _Drawn:
+    points = [Point(r.arm, r.time, r.accuracy) for r in results if r.accuracy is not None]
+    if not points or not comparison.clock.decides:
+        return None
+    time = comparison.clock.training_time
+    caption = f'{_SPREAD}. No arm lies above and left of the Pareto front.'
+    return f'Accuracy against {time}', caption, accuracy_against_time(points, (BASELINE, *SHORTENED), time=time)
+
+
+def _learning_curves(comparison: Comparison, results: Sequence[ArmResult]) -> _Drawn:
+    if all(result.accuracy is None for result in results) or not comparison.clock.decides:
+        return None
+    title = f'Accuracy over {comparison.clock.training_time}'
+    return title, f'{_SPREAD} at each evaluation.', learning_curves(comparison)
+
+
+def _learning_rates(comparison: Comparison, results: Sequence[ArmResult]) -> _Drawn:
+    run = next((run for run in comparison.of(FREEZEOUT) if run.record.units), None)
+    if run is None:
+        return None
+    caption = f'Run of {FREEZEOUT} with seed {run.seed}; the rates are those that the optimizer used.'
+    return 'Learning rates and freeze points of the units', caption, learning_rates(run.record)
+
+
+def _savings(comparison: Comparison, results: Sequence[ArmResult]) -> _Drawn:
+    if all(result.predicted_saving is None for result in results) or not comparison.clock.decides:
+        return None
+    time = comparison.clock.training_time
+    caption = f'Share of the baseline’s {time}; on the dashed line the measurement is as predicted.'
+    return 'Measured against predicted saving', caption, savings(results)
+
+
+def _step_times(comparison: Comparison, results: Sequence[ArmResult]) -> _Drawn:
+    if all(len(run.record.segments) < 2 for run in comparison.runs) or not comparison.clock.decides:
+        return None
+    caption = (
+        'Time of a step relative to the same run with nothing frozen, the first batch left out: over frozen units '
+        '(FreezeOut) and over the share of frozen parameters (all arms that freeze). Small dots are single runs.'
+    )
+    return 'Time of a step, as layers freeze', caption, step_times(comparison)
+
+
+def _memory(comparison: Comparison, results: Sequence[ArmResult]) -> _Drawn:
+    device = comparison.of(BASELINE)[0].record.effective.device
     of = 'memory that torch allocated on the device' if device == 'gpu' else 'resident memory of the whole process'
-    drawn.append(('memory.svg', 'Peak memory', f'{spread.capitalize()}; {of}.', memory(results, device)))
-    return [Plot(file, title, caption, svg(figure, title)) for file, title, caption, figure in drawn]
+    return 'Peak memory', f'{_SPREAD}; {of}.', memory(results, device)
 
 
-PLOTS = (
-    'accuracy_time.svg',
-    'learning_curves.svg',
-    'learning_rates.svg',
-    'savings.svg',
-    'step_times.svg',
-    'memory.svg',
-)
+# In the order of the report.
+_PLOTS: dict[str, Callable[[Comparison, Sequence[ArmResult]], _Drawn]] = {
+    'accuracy_time.svg': _accuracy_time,
+    'learning_curves.svg': _learning_curves,
+    'learning_rates.svg': _learning_rates,
+    'savings.svg': _savings,
+    'step_times.svg': _step_times,
+    'memory.svg': _memory,
+}
+PLOTS = tuple(_PLOTS)

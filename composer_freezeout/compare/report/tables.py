@@ -1,12 +1,14 @@
-"""The tables of the report."""
+"""The tables of the report. A new column is a line of one of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from composer_freezeout.compare.arms.known import BASELINE
-from composer_freezeout.compare.judging.comparison import Comparison, accuracy
+from composer_freezeout.compare.judging.clock import Clock
+from composer_freezeout.compare.judging.comparable import FinishedRun
+from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.verdict import ArmResult
 from composer_freezeout.compare.report.text import (
     NOTHING,
@@ -18,161 +20,212 @@ from composer_freezeout.compare.report.text import (
     spread_text,
     summary_text,
 )
+from composer_freezeout.results.record import Git
 from composer_freezeout.results.stats import Difference
 
-__all__ = ['Grid', 'Link', 'environment_grid', 'results_grid', 'runs_grid', 'verdicts_grid', 'welch_grid']
+__all__ = ['Column', 'Grid', 'Link', 'environment_grid', 'results_grid', 'runs_grid', 'verdicts_grid', 'welch_grid']
+
+Row = TypeVar('Row')
 
 
 @dataclass(frozen=True)
 class Link:
+    """A cell that leads to a file.
+
+    Attributes:
+        text (str): What it says.
+        target (str): The file, relative to the report, with slashes.
+    """
+
     text: str
     target: str
 
     @property
     def url(self) -> str:
+        """The target as it stands in a page."""
         return quote(self.target)
 
 
 @dataclass(frozen=True)
+class Column(Generic[Row]):
+    """One column of a table.
+
+    Attributes:
+        heading (str): Its heading.
+        cell (Callable): From a row's value to what stands in the cell.
+        words (bool): Whether it holds words, which are aligned to the left; else numbers.
+        optional (bool): Whether it is left out where no row has anything in it.
+    """
+
+    heading: str
+    cell: Callable[[Row], str | Link]
+    words: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
 class Grid:
-    """A table; the first column names its rows."""
+    """A table; the first column names its rows.
+
+    Attributes:
+        name (str): Its name.
+        headings (Sequence[str]): Of the columns.
+        rows (Sequence[Sequence[str | Link]]): The cells.
+        numeric (Sequence[bool]): Whether each column holds numbers, which are aligned to the right.
+    """
 
     name: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str | Link]]
-    words: frozenset[int] = frozenset({0})
-
-    @property
-    def numeric(self) -> list[bool]:
-        """Whether each column holds numbers, which are aligned to the right."""
-        return [column not in self.words for column in range(len(self.headings))]
+    numeric: Sequence[bool]
 
 
-def results_grid(results: Sequence[ArmResult]) -> Grid:
-    headings = (
-        'arm',
-        'runs',
-        'accuracy, %',
-        '95 % interval',
-        'training time, s',
-        'time / baseline',
-        'saved, measured, %',
-        'saved, predicted, %',
-        'peak memory, MiB',
-    )
-    rows = [
-        (
-            r.arm,
-            str(r.seconds.n),
-            summary_text(r.accuracy, 2, 100),
-            interval_text(r.accuracy.interval if r.accuracy else None, 2, 100),
-            seconds_text(r.seconds),
-            NOTHING if r.arm == BASELINE else spread_text(r.time_ratio.value, r.time_ratio.std, 3),
-            number_text(r.measured_saving, 1, 100),
-            number_text(r.predicted_saving, 1, 100),
-            summary_text(r.memory, 0, 2**-20),
-        )
-        for r in results
+def _grid(name: str, columns: Sequence[Column[Row]], values: Sequence[Row]) -> Grid:
+    filled = [(column, [column.cell(value) for value in values]) for column in columns]
+    kept = [(column, cells) for column, cells in filled if not column.optional or set(cells) - {NOTHING}]
+    rows = list(zip(*(cells for _, cells in kept), strict=True))
+    return Grid(name, [column.heading for column, _ in kept], rows, [not column.words for column, _ in kept])
+
+
+def results_grid(results: Sequence[ArmResult], clock: Clock) -> Grid:
+    """Accuracy, time, savings and memory of each arm.
+
+    Args:
+        results (Sequence[ArmResult]): The arms.
+        clock (Clock): What their times are compared by.
+
+    Returns:
+        Grid: A row for each arm.
+    """
+    columns: list[Column[ArmResult]] = [
+        Column('arm', lambda r: r.arm, words=True),
+        Column('runs', lambda r: str(r.seconds.n)),
+        Column('accuracy, %', lambda r: summary_text(r.accuracy, 2, 100)),
+        Column('95 % interval', lambda r: interval_text(r.accuracy.interval if r.accuracy else None, 2, 100)),
+        Column('training time, s', lambda r: seconds_text(r.seconds)),
+        Column('CPU time, s', lambda r: seconds_text(r.time) if clock.kind == 'CPU' else NOTHING, optional=True),
+        Column(f'{clock.time} / baseline', _time_ratio),
+        Column('saved, measured, %', lambda r: number_text(r.measured_saving, 1, 100)),
+        Column('saved, predicted, %', lambda r: number_text(r.predicted_saving, 1, 100)),
+        Column('peak memory, MiB', lambda r: summary_text(r.memory, 0, 2**-20)),
     ]
-    return Grid('Results', headings, rows)
+    return _grid('Results', columns, results)
 
 
-def verdicts_grid(results: Sequence[ArmResult]) -> Grid:
-    headings = (
-        'arm',
-        'control',
-        'time / control',
-        'accuracy − control’s, points',
-        '95 % interval',
-        'p',
-        'p (Holm)',
-        'verdict',
-    )
-    rows = [
-        (
-            r.arm,
-            r.control or NOTHING,
-            number_text(r.control_time_ratio, 3),
-            points_text(r.difference),
-            interval_text(r.difference.interval if r.difference else None, 2, 100, sign=True),
-            p_text(r.difference.p if r.difference else None),
-            p_text(r.p_holm),
-            r.verdict or NOTHING,
-        )
-        for r in results
-        if r.freezes
+def _time_ratio(result: ArmResult) -> str:
+    if result.arm == BASELINE or result.time_ratio is None:
+        return NOTHING
+    return spread_text(result.time_ratio.value, result.time_ratio.std, 3)
+
+
+def verdicts_grid(results: Sequence[ArmResult], clock: Clock) -> Grid:
+    """Each arm that freezes against its control.
+
+    Args:
+        results (Sequence[ArmResult]): The arms.
+        clock (Clock): What their times are compared by.
+
+    Returns:
+        Grid: A row for each arm that freezes.
+    """
+    columns: list[Column[ArmResult]] = [
+        Column('arm', lambda r: r.arm, words=True),
+        Column('control', lambda r: r.control or NOTHING, words=True),
+        Column(f'{clock.time} / control', lambda r: number_text(r.control_time_ratio, 3)),
+        Column('accuracy − control’s, points', lambda r: points_text(r.difference)),
+        Column(
+            '95 % interval',
+            lambda r: interval_text(r.difference.interval if r.difference else None, 2, 100, sign=True),
+        ),
+        Column('p', lambda r: p_text(r.difference.p if r.difference else None)),
+        Column('p (Holm)', lambda r: p_text(r.p_holm)),
+        Column('verdict', lambda r: (r.verdict or NOTHING) if clock.decides else 'not judged', words=True),
     ]
-    return Grid('Arms that freeze, against their controls', headings, rows, frozenset({0, 1, 7}))
+    return _grid('Arms that freeze, against their controls', columns, [r for r in results if r.freezes])
 
 
 def welch_grid(results: Sequence[ArmResult], against: str, key: Callable[[ArmResult], Difference | None]) -> Grid:
-    headings = ('arm', 'difference, points', '95 % interval', 't', 'degrees of freedom', 'p')
-    rows = [
-        (
-            r.arm,
-            points_text(difference),
-            interval_text(difference.interval, 2, 100, sign=True),
-            number_text(difference.t, 2),
-            number_text(difference.dof, 1),
-            p_text(difference.p),
-        )
-        for r in results
-        if (difference := key(r)) is not None
+    """Differences in accuracy from one arm.
+
+    Args:
+        results (Sequence[ArmResult]): The arms.
+        against (str): That arm.
+        key (Callable): From an arm to its difference.
+
+    Returns:
+        Grid: A row for each arm with a difference.
+    """
+    columns: list[Column[tuple[str, Difference]]] = [
+        Column('arm', lambda row: row[0], words=True),
+        Column('difference, points', lambda row: points_text(row[1])),
+        Column('95 % interval', lambda row: interval_text(row[1].interval, 2, 100, sign=True)),
+        Column('t', lambda row: number_text(row[1].t, 2)),
+        Column('degrees of freedom', lambda row: number_text(row[1].dof, 1)),
+        Column('p', lambda row: p_text(row[1].p)),
     ]
-    return Grid(f'Accuracy less that of {against}', headings, rows)
+    rows = [(r.arm, difference) for r in results if (difference := key(r)) is not None]
+    return _grid(f'Accuracy less that of {against}', columns, rows)
 
 
-def runs_grid(comparison: Comparison) -> Grid:
-    headings = (
-        'arm',
-        'seed',
-        'accuracy, %',
-        'training time, s',
-        'first batch, s',
-        'waiting for data, %',
-        'batches',
-        'started at',
-        'resumed at batch',
-        'record',
-    )
-    rows = [
-        (
-            run.arm,
-            str(run.seed),
-            number_text(accuracy(run), 2, 100),
-            number_text(run.record['training_seconds'], 2),
-            number_text(run.record.get('first_batch_seconds'), 2),
-            number_text(run.record['data_wait_share'], 1, 100),
-            str(run.record['effective']['total_batches']),
-            run.record['started_at'],
-            ', '.join(map(str, run.record['resumed_at_batch'])) or NOTHING,
-            Link(run.record['run_name'], run.path),
-        )
-        for run in comparison.runs
+def runs_grid(runs: Sequence[FinishedRun]) -> Grid:
+    """Every run, with a link to its record.
+
+    Args:
+        runs (Sequence[FinishedRun]): The runs.
+
+    Returns:
+        Grid: A row for each.
+    """
+    columns: list[Column[FinishedRun]] = [
+        Column('arm', lambda run: run.arm, words=True),
+        Column('seed', lambda run: str(run.seed)),
+        Column('accuracy, %', lambda run: number_text(run.record.accuracy, 2, 100)),
+        Column('training time, s', lambda run: number_text(run.record.training_seconds, 2)),
+        Column('CPU time, s', lambda run: number_text(run.record.training_cpu_seconds, 2), optional=True),
+        Column('first batch, s', lambda run: number_text(run.record.first_batch_seconds, 2)),
+        Column('waiting for data, %', lambda run: number_text(run.record.data_wait_share, 1, 100)),
+        Column('batches', lambda run: str(run.record.effective.total_batches)),
+        Column('started at', lambda run: run.record.started_at, words=True),
+        Column('resumed at batch', lambda run: ', '.join(map(str, run.record.resumed_at_batch)) or NOTHING),
+        Column('record', lambda run: Link(run.record.run_name, run.path), words=True),
     ]
-    return Grid('Runs', headings, rows, frozenset({0, 7, 9}))
+    return _grid('Runs', columns, runs)
 
 
 def environment_grid(comparison: Comparison) -> Grid:
+    """Versions, hardware and code of all runs.
+
+    Args:
+        comparison (Comparison): The runs.
+
+    Returns:
+        Grid: A row for each fact, with the values that the runs have.
+    """
     values: dict[str, dict[str, None]] = {}
     for run in comparison.runs:
-        record = run.record
-        facts = {f'version of {name}': version for name, version in sorted(record['versions'].items())}
-        facts |= {name.replace('_', ' '): _hardware(name, value) for name, value in sorted(record['hardware'].items())}
-        facts |= {key.replace('_', ' '): record['effective'][key] for key in ('device', 'precision', 'world_size')}
-        facts['git commit'] = _commit(record['git'])
-        for key, value in facts.items():
+        for key, value in _facts(run).items():
             values.setdefault(key, {})[NOTHING if value is None else str(value)] = None
-    return Grid(
-        'Environment', ('', 'value'), [(key, ', '.join(found)) for key, found in values.items()], frozenset({0, 1})
-    )
+    columns: list[Column[tuple[str, str]]] = [
+        Column('', lambda row: row[0], words=True),
+        Column('value', lambda row: row[1], words=True),
+    ]
+    return _grid('Environment', columns, [(key, ', '.join(found)) for key, found in values.items()])
+
+
+def _facts(run: FinishedRun) -> dict[str, Any]:
+    record = run.record
+    facts = {f'version of {name}': version for name, version in sorted(record.versions.items())}
+    facts |= {name.replace('_', ' '): _hardware(name, value) for name, value in sorted(record.hardware.items())}
+    if record.openmp is not None:
+        facts |= {f'OpenMP {name.replace("_", " ")}': value for name, value in record.openmp.model_dump().items()}
+    effective = record.effective
+    facts |= {'device': effective.device, 'precision': effective.precision, 'world size': effective.world_size}
+    return facts | {'git commit': _commit(record.git)}
 
 
 def _hardware(name: str, value: Any) -> Any:
     return f'{value} ({value / 2**30:.1f} GiB)' if name.endswith('_bytes') and isinstance(value, int) else value
 
 
-def _commit(git: Mapping[str, Any] | None) -> str:
-    if git is None:
-        return 'unknown'
-    return f'{git.get("commit")}{" with uncommitted changes" if git.get("dirty") else ""}'
+def _commit(git: Git | None) -> str:
+    return 'unknown' if git is None else f'{git.commit}{" with uncommitted changes" if git.dirty else ""}'

@@ -33,15 +33,20 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column('arm', overflow='fold')
     short = any(result.arm == BASELINE_SHORT for result in results)
     references = [('baseline', 'versus_baseline'), *([('short', 'versus_short')] if short else [])]
-    headings = ['accuracy\n%', 'training\nseconds', 'saved\nmeasured\n%', 'saved\npredicted\n%']
+    headings = [
+        'accuracy\n%',
+        f'{"CPU" if comparison.clock.kind == "CPU" else "training"}\nseconds',
+        'saved\nmeasured\n%',
+        'saved\npredicted\n%',
+    ]
     for heading in (*headings, *(f'against\n{name}\npoints' for name, _ in references)):
         table.add_column(heading, justify='right', no_wrap=True)
     for result in results:
         table.add_row(
             escape(result.arm),
             _stacked(summary_text(result.accuracy, 2, 100)),
-            _stacked(summary_text(result.seconds, 1)),
-            _stacked(spread_text(result.measured_saving, result.time_ratio.std, 1, 100)),
+            _stacked(summary_text(result.time, 1)),
+            _stacked(spread_text(result.measured_saving, result.time_ratio.std if result.time_ratio else None, 1, 100)),
             number_text(result.predicted_saving, 1, 100),
             *(_terminal_difference(getattr(result, attribute)) for _, attribute in references),
         )

@@ -1,9 +1,12 @@
 """Numbers to text."""
 
+from collections.abc import Sequence
+
 from composer_freezeout.results.stats import Difference, Summary
 
 __all__ = [
     'NOTHING',
+    'are',
     'counted',
     'interval_text',
     'number_text',
@@ -18,39 +21,52 @@ NOTHING = '–'
 
 
 def number_text(value: float | None, digits: int, factor: float = 1.0, sign: bool = False) -> str:
+    """A number times a factor, with a plus if wanted and the minus of mathematics."""
     if value is None:
         return NOTHING
     text = f'{value * factor:{"+" if sign else ""}.{digits}f}'
-    # No minus before what rounds to zero, and the sign that mathematics has for the others.
+    # No minus before what rounds to zero.
     if not text.strip('+-0.'):
         text = text.lstrip('+-')
     return text.replace('-', '−')
 
 
 def spread_text(mean: float | None, std: float | None, digits: int, factor: float = 1.0) -> str:
+    """Mean ± standard deviation, as far as they are known."""
     text = number_text(mean, digits, factor)
     return text if mean is None or std is None else f'{text} ± {number_text(std, digits, factor)}'
 
 
 def summary_text(value: Summary | None, digits: int, factor: float = 1.0) -> str:
+    """Mean ± standard deviation of a sample."""
     return NOTHING if value is None else spread_text(value.mean, value.std, digits, factor)
 
 
 def seconds_text(value: Summary) -> str:
+    """Mean ± standard deviation of times, with more digits for short ones."""
     return summary_text(value, 2 if value.mean < 10 else 1)
 
 
 def interval_text(value: tuple[float, float] | None, digits: int, factor: float = 1.0, sign: bool = False) -> str:
+    """Both ends of an interval."""
     return NOTHING if value is None else ' to '.join(number_text(end, digits, factor, sign) for end in value)
 
 
 def p_text(value: float | None) -> str:
+    """A p-value, with three digits."""
     return NOTHING if value is None else '< 0.001' if value < 0.001 else f'{value:.3f}'
 
 
 def points_text(difference: Difference | None) -> str:
+    """A difference of accuracies in percentage points."""
     return number_text(difference.value if difference else None, 2, 100, sign=True)
 
 
 def counted(n: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
     return f'{n} {noun}{"" if n == 1 else "s"}'
+
+
+def are(items: Sequence[object]) -> str:
+    """The verb to :func:`counted`."""
+    return 'is' if len(items) == 1 else 'are'

@@ -12,8 +12,8 @@ What has been finished is not done again: after an interruption, the same comman
 """
 
 import argparse
+import importlib.util
 import json
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,20 @@ from typing import Any
 
 from rich.console import Console
 
-from composer_freezeout.compare.arguments import duration
-from composer_freezeout.compare.arms.family import Arm, Refused, differences, read_arms
+from composer_freezeout.compare.arms.family import Arm, read_arms
 from composer_freezeout.compare.arms.known import BASELINE, FREEZEOUT
-from composer_freezeout.compare.sweep.line import results
+from composer_freezeout.compare.command_line import check_seeds, duration, exit_code, number_of_seeds, same_command
 from composer_freezeout.compare.sweep.report import RESULT, TABLE, report
-from composer_freezeout.compare.sweep.search import Sweep, completed
+from composer_freezeout.compare.sweep.results import results
 from composer_freezeout.compare.sweep.settings import chosen
+from composer_freezeout.compare.training.folder import claimed
+from composer_freezeout.results.differences import differences
 from composer_freezeout.results.files import write_json
 from composer_freezeout.run.arguments import count
-from composer_freezeout.run.faults import ConfigError
-from composer_freezeout.run.processes import Stopped, stoppable
+from composer_freezeout.run.families import find_family, names
+from composer_freezeout.run.faults import Refused
+from composer_freezeout.run.processes import stoppable
+from composer_freezeout.run.threads import settle_threads
 
 __all__ = ['FORMAT', 'identity', 'main', 'prepare_folder']
 
@@ -44,13 +47,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='composer-freezeout sweep', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('family', type=Path, help='folder with baseline.yaml and freezeout.yaml')
-    parser.add_argument('--out', type=Path, required=True, help='folder for the results; runs in it are taken over')
-    parser.add_argument('--trials', type=count, default=20, metavar='N', help='settings that are tried (20)')
+    families = ', '.join(names())
     parser.add_argument(
-        '--choose-seeds', type=count, default=2, metavar='N', help='seeds that settings are chosen by (2)'
+        'family', help=f'folder with baseline.yaml and freezeout.yaml, or a family that is installed: {families}'
     )
-    parser.add_argument('--judge-seeds', type=partial(count, least=2), default=5, metavar='N', help='other seeds (5)')
+    parser.add_argument('--out', type=Path, required=True, help='folder for the results; runs in it are taken over')
+    parser.add_argument('--trials', type=number_of_seeds, default=20, metavar='N', help='settings that are tried (20)')
+    parser.add_argument(
+        '--choose-seeds', type=number_of_seeds, default=2, metavar='N', help='seeds that settings are chosen by (2)'
+    )
+    parser.add_argument(
+        '--judge-seeds', type=partial(number_of_seeds, least=2), default=5, metavar='N', help='other seeds (5)'
+    )
     parser.add_argument('--keep', type=count, default=4, metavar='N', help='settings to judge besides the default (4)')
     parser.add_argument('--budget', type=duration, metavar='TIME', help="how long new settings are tried: '30m', '2h'")
     parser.add_argument('--overwrite', action='store_true', help='begin anew')
@@ -73,7 +81,7 @@ def identity(baseline: Arm, freezeout: Arm, seeds: Mapping[str, Sequence[int]]) 
 
 
 def prepare_folder(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
-    """Makes the folder of the results, if it isn't there.
+    """Makes sure that the folder is that of this sweep.
 
     Args:
         out (Path): The folder.
@@ -84,20 +92,19 @@ def prepare_folder(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
         Refused: If it holds something else, or another sweep.
     """
     path = out / RESULT
-    if out.exists() and not out.is_dir():
-        raise Refused([f'--out: {out} is a file; give a folder'])
-    if out.exists() and any(out.iterdir()):
+    if any(out.iterdir()):
         try:
             earlier = json.loads(path.read_text(encoding='utf-8'))['identity']
-        except (OSError, ValueError, KeyError, TypeError):
-            raise Refused([f'--out: {out} is not empty and holds no sweep; choose another folder']) from None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise Refused(f'--out: {out} is not empty and holds no sweep; choose another folder') from None
         if overwrite:
-            shutil.rmtree(out)
+            # Not the folder itself: it is locked.
+            for content in out.iterdir():
+                shutil.rmtree(content) if content.is_dir() and not content.is_symlink() else content.unlink()
         elif changed := differences(earlier, dict(now)):
             key, (there, here) = next(iter(changed.items()))
             remedy = 'use --overwrite or another --out'
-            raise Refused([f'{path}: {key} is {there!r} in this sweep and would be {here!r} now; {remedy}'])
-    out.mkdir(parents=True, exist_ok=True)
+            raise Refused(f'{path}: {key} is {there!r} in this sweep and would be {here!r} now; {remedy}')
     if not path.exists():
         write_json(path, {'format': FORMAT, 'identity': now})
 
@@ -114,53 +121,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_intermixed_args(argv)
-    command = shlex.join(['composer-freezeout', 'sweep', *(argument for argument in argv if argument != '--overwrite')])
-    console = Console()
-    try:
-        (baseline, freezeout), data = read_arms(arguments.family, [BASELINE, FREEZEOUT], arguments.overrides, 1.0)
-        first = baseline.config.seed
-        seeds = {
-            'choosing_seeds': list(range(first, first + arguments.choose_seeds)),
-            'judging_seeds': list(
-                range(first + arguments.choose_seeds, first + arguments.choose_seeds + arguments.judge_seeds)
-            ),
-        }
-        now = identity(baseline, freezeout, seeds)
-        prepare_folder(arguments.out, now, arguments.overwrite)
-        sweep = Sweep(arguments.out, baseline, freezeout, data, console)
-        # Composer takes over SIGTERM when it is imported, and that has happened.
-        with stoppable():
-            study = sweep.explore(arguments.trials, seeds['choosing_seeds'], arguments.budget)
-            trials = [(trial.params, trial.values) for trial in completed(study)]
-            settings = chosen(trials, arguments.keep, sweep.default)
-            rows, judged = results(settings, sweep.judge(settings, seeds['judging_seeds']))
-        result = {
-            'format': FORMAT,
-            'family': arguments.family.resolve().name,
-            'command': command,
-            'identity': now,
-            **seeds,
-            'trials': [
-                {'setting': setting, 'accuracy': accuracy, 'predicted_saving': saving}
-                for setting, (accuracy, saving) in trials
-            ],
-            'judged': rows,
-        }
-        if not rows:
-            print('no run has a record; their logs are in the folders of the settings', file=sys.stderr)
-            return 1
-        sentence = report(arguments.out, result, judged)
-    except Stopped as error:
-        print(f'stopped; to go on: {command}', file=sys.stderr)
-        return 128 + error.signal_number
-    except Refused as error:
-        print(*error.lines, sep='\n', file=sys.stderr)
-        return 2
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+    command = same_command('sweep', argv)
+    settle_threads()
+
+    def sweep() -> int:
+        if importlib.util.find_spec('optuna') is None:
+            raise Refused("sweep searches with optuna, which is not installed; pip install 'composer-freezeout[bench]'")
+        with claimed(arguments.out):
+            return _sweep(arguments, command)
+
+    return exit_code(sweep, command)
+
+
+def _sweep(arguments: argparse.Namespace, command: str) -> int:
+    # Imported here, as optuna may not be there.
+    from composer_freezeout.compare.sweep.search import Sweep, completed
+
+    console, family = Console(), find_family(arguments.family)
+    (baseline, freezeout), data = read_arms(family, [BASELINE, FREEZEOUT], arguments.overrides, 1.0)
+    if baseline.config.eval_data is None:
+        raise Refused(f'{baseline.file}: eval_data: is null, but settings are judged by their accuracy; give data')
+    seeds = _seeds(baseline.config.seed, arguments)
+    now = identity(baseline, freezeout, seeds)
+    sweep = Sweep(arguments.out, baseline, freezeout, data, console)
+    prepare_folder(arguments.out, now, arguments.overwrite)
+    # Composer takes over SIGTERM when it is imported, and that has happened.
+    with stoppable():
+        study = sweep.explore(arguments.trials, seeds['choosing_seeds'], arguments.budget)
+        trials = [(trial.params, trial.values) for trial in completed(study)]
+        settings = chosen(trials, arguments.keep, sweep.default)
+        rows, clock = results(settings, sweep.judge(settings, seeds['judging_seeds']))
+    if not rows:
+        print('no run has a record; their logs are in the folders of the settings', file=sys.stderr)
+        return 1
+    tried = [{'setting': setting, 'accuracy': values[0], 'predicted_saving': values[1]} for setting, values in trials]
+    head = {'format': FORMAT, 'family': family.resolve().name, 'command': command, 'identity': now}
+    sentence = report(arguments.out, {**head, **seeds, 'trials': tried}, rows, clock)
     console.print(f'{sentence}\nTable and plot: {arguments.out / TABLE}', markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _seeds(first: int, arguments: argparse.Namespace) -> dict[str, list[int]]:
+    between, end = first + arguments.choose_seeds, first + arguments.choose_seeds + arguments.judge_seeds
+    check_seeds('--judge-seeds', range(between, end))
+    return {'choosing_seeds': list(range(first, between)), 'judging_seeds': list(range(between, end))}
 
 
 if __name__ == '__main__':

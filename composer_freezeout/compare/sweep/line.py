@@ -1,19 +1,15 @@
 """Settings against baselines of several lengths."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from composer_freezeout.compare.arms.known import BASELINE
-from composer_freezeout.compare.sweep.settings import Setting, name_of
-from composer_freezeout.results.record import ACCURACY
+from composer_freezeout.compare.judging.clock import WALL, Clock
 from composer_freezeout.results.stats import Summary, holm, summary
 
-__all__ = ['LENGTHS', 'TOLERANCE', 'Judged', 'above_the_line', 'p_value', 'results', 'verdict']
+__all__ = ['TOLERANCE', 'Judged', 'above_the_line', 'p_value', 'verdict']
 
-LENGTHS = (100, 90, 80, 70, 60)
 # Outside of the baselines' times, by more than this share, nothing is known of their line.
 TOLERANCE = 0.02
 
@@ -76,16 +72,19 @@ def p_value(difference: Summary) -> float | None:
     return float(2 * t.sf(abs(statistic), difference.n - 1))
 
 
-def verdict(judged: Mapping[str, Judged], level: float = 0.05) -> str:
+def verdict(judged: Mapping[str, Judged], clock: Clock = WALL, level: float = 0.05) -> str:
     """Says whether any setting lies above the baselines' line.
 
     Args:
         judged (Mapping[str, Judged]): By name of the setting.
+        clock (Clock): What training times are compared by.
         level (float): Of the tests, corrected for their number by Holm's method; in ``(0, 1)``.
 
     Returns:
         str: A sentence.
     """
+    if not clock.decides:
+        return clock.note
     compared = {name: found.difference for name, found in judged.items() if found.difference is not None}
     if not compared:
         return "No setting can be judged: none has finished runs with training times in the range of the baselines'."
@@ -108,60 +107,3 @@ def verdict(judged: Mapping[str, Judged], level: float = 0.05) -> str:
         f"No setting is shown to lie above the baselines' line {corrected} ({below} of {len(compared)} lie below it, "
         f'the others are undecided); {lead}.'
     )
-
-
-def results(
-    settings: Sequence[Setting], records: Mapping[str, Mapping[int, Mapping[str, Any]]]
-) -> tuple[list[dict[str, Any]], dict[str, Judged]]:
-    """What the judging seeds say.
-
-    Args:
-        settings (Sequence[Mapping[str, Any]]): The settings.
-        records (Mapping[str, Mapping[int, Mapping[str, Any]]]): Of settings and baselines, by name and seed.
-
-    Returns:
-        tuple[list[dict[str, Any]], dict[str, Judged]]: A row for each that has a run, and each setting's comparison.
-    """
-    by_name = {name_of(setting): setting for setting in settings}
-    rows, judged = [], {}
-    for name, runs in records.items():
-        if not runs:
-            continue
-        seconds, accuracies = zip(*(_measured(runs[seed]) for seed in sorted(runs)), strict=True)
-        row = {
-            'name': name,
-            'setting': by_name.get(name),
-            'seeds': sorted(runs),
-            'accuracies': accuracies,
-            'seconds': seconds,
-            'predicted_saving': next(iter(runs.values()))['predicted_saving'],
-        }
-        if name in by_name:
-            difference = _compared(runs, [records[f'{BASELINE}-{percent}'] for percent in LENGTHS])
-            judged[name] = Judged(difference, difference and p_value(difference))
-            row |= {'difference': difference and asdict(difference), 'p': judged[name].p}
-        rows.append(row)
-    return rows, judged
-
-
-def _compared(
-    runs: Mapping[int, Mapping[str, Any]], baselines: Sequence[Mapping[int, Mapping[str, Any]]]
-) -> Summary | None:
-    """A setting with the baselines, of the seeds that all of them have."""
-    seeds = sorted(seed for seed in runs if all(seed in baseline for baseline in baselines))
-    if not seeds:
-        return None
-
-    def mean_time(found: Mapping[int, Mapping[str, Any]]) -> float:
-        return summary([_measured(found[seed])[0] for seed in seeds]).mean
-
-    return above_the_line(
-        mean_time(runs),
-        [_measured(runs[seed])[1] for seed in seeds],
-        [mean_time(baseline) for baseline in baselines],
-        [[_measured(baseline[seed])[1] for baseline in baselines] for seed in seeds],
-    )
-
-
-def _measured(record: Mapping[str, Any]) -> tuple[float, float]:
-    return record['training_seconds'], record['final'][ACCURACY]

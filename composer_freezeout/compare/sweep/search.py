@@ -2,10 +2,9 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -16,14 +15,15 @@ from rich.console import Console
 
 from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.family import Arm, make_arm
-from composer_freezeout.compare.arms.known import BASELINE, round_order
+from composer_freezeout.compare.arms.known import round_order
 from composer_freezeout.compare.arms.lengths import shortened, total_batches
-from composer_freezeout.compare.sweep.line import LENGTHS
+from composer_freezeout.compare.sweep.results import LENGTHS, baseline_name
 from composer_freezeout.compare.sweep.settings import WARM_UPS, Setting, default_setting, name_of, suggest
 from composer_freezeout.compare.training.finished import finished
 from composer_freezeout.compare.training.job import Job
 from composer_freezeout.compare.training.runner import Runner
-from composer_freezeout.results.record import ACCURACY
+from composer_freezeout.results.record import Record
+from composer_freezeout.run.faults import Refused
 
 __all__ = ['Sweep', 'completed']
 
@@ -50,7 +50,10 @@ class Sweep:
     console: Console
 
     def __post_init__(self) -> None:
-        self.index = next(i for i, e in enumerate(self.freezeout.config.algorithms) if e.name == 'freezeout')
+        places = [i for i, entry in enumerate(self.freezeout.config.algorithms) if entry.name == 'freezeout']
+        if not places:
+            raise Refused(f'{self.freezeout.file}: algorithms: has no freezeout, whose settings are searched; add it')
+        self.index = places[0]
         self.default = default_setting(self.freezeout.config.algorithms[self.index].arguments)
         self.warm_ups = tuple(dict.fromkeys([*WARM_UPS, self.default['t_warmup']]))
 
@@ -64,11 +67,36 @@ class Sweep:
         per_epoch = self.data.batches_per_epoch
         batches = max(1, round(total_batches(self.baseline.config, per_epoch) * percent / 100))
         own = shortened(self.baseline.config, per_epoch, batches)
-        return make_arm(f'{BASELINE}-{percent}', self.baseline.file, (*self.baseline.overrides, *own))
+        return make_arm(baseline_name(percent), self.baseline.file, (*self.baseline.overrides, *own))
 
     def job(self, arm: Arm, seed: int) -> Job:
         """The run of an arm with a seed."""
         return Job(arm.name, seed, arm.file, arm.overrides, self.out / arm.name / f'seed{seed}', arm.resolved)
+
+    def _study(self) -> optuna.Study:
+        """The trials so far, those that an interruption has left unfinished next in line."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        path = self.out / STUDY
+        try:
+            study = optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(path))),
+                study_name='freezeout',
+                directions=['maximize', 'maximize'],
+                load_if_exists=True,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            # Whatever Optuna stumbles over in a damaged journal.
+            raise Refused(f'{path} is damaged ({error!r}); remove it: finished runs are taken over') from error
+        # After an interruption another seed: the draws of the first one have been made.
+        study.sampler = optuna.samplers.TPESampler(seed=self.baseline.config.seed + len(study.trials))
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            # Of an interrupted sweep. Its runs are taken over when the setting is tried again.
+            study.tell(trial.number, state=TrialState.FAIL)
+            if trial.params:
+                study.enqueue_trial(trial.params)
+        if not study.trials:
+            study.enqueue_trial(self.default)
+        return study
 
     def explore(self, trials: int, seeds: Sequence[int], budget: float | None) -> optuna.Study:
         """Looks for settings with a high accuracy and a high saving.
@@ -81,22 +109,7 @@ class Sweep:
         Returns:
             optuna.Study: The trials.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(self.out / STUDY))),
-            study_name='freezeout',
-            directions=['maximize', 'maximize'],
-            load_if_exists=True,
-        )
-        # After an interruption another seed: the draws of the first one have been made.
-        study.sampler = optuna.samplers.TPESampler(seed=self.baseline.config.seed + len(study.trials))
-        for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            # Of an interrupted sweep. Its runs are taken over when the setting is tried again.
-            study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params:
-                study.enqueue_trial(trial.params)
-        if not study.trials:
-            study.enqueue_trial(self.default)
+        study = self._study()
         begun, over = time.monotonic(), len(completed(study)) + len(_given_up(study))
         with Runner(self.console, trials * len(seeds)) as runner:
             runner.done = over * len(seeds)
@@ -111,24 +124,24 @@ class Sweep:
     def _try(self, study: optuna.Study, trial: optuna.Trial, seeds: Sequence[int], runner: Runner, left: int) -> None:
         setting = suggest(trial, self.warm_ups)
         jobs = [self.job(self.setting_arm(setting), seed) for seed in seeds]
-        records: dict[int, Mapping[str, Any]] = {job.seed: record for job, record in finished(jobs).items()}
+        records = {job.seed: record for job, record in finished(jobs).items()}
         for position, job in enumerate(jobs):
             if job.seed in records:
                 runner.take_over(records[job.seed], 'setting')
                 continue
             pending = ['setting'] * (left - position - 1)
             outcome = runner.train(job, pending, kind='setting')
-            if outcome.record is None:
+            if outcome.record is None or outcome.record.accuracy is None:
                 # A setting that diverges or doesn't suit the model is out.
-                trial.set_user_attr('failure', outcome.message)
+                trial.set_user_attr('failure', outcome.message or 'no accuracy')
                 study.tell(trial, state=TrialState.FAIL)
                 runner.done += len(jobs) - position - 1
                 return
             records[job.seed] = outcome.record
-        values = [(record['final'][ACCURACY], record['predicted_saving'] or 0.0) for record in records.values()]
+        values = [(record.accuracy or 0.0, record.predicted_saving or 0.0) for record in records.values()]
         study.tell(trial, [float(np.mean(column)) for column in zip(*values, strict=True)])
 
-    def judge(self, settings: Sequence[Setting], seeds: Sequence[int]) -> dict[str, dict[int, Mapping[str, Any]]]:
+    def judge(self, settings: Sequence[Setting], seeds: Sequence[int]) -> dict[str, dict[int, Record]]:
         """Trains settings and baselines of several lengths with the judging seeds, interleaved.
 
         Args:
@@ -136,7 +149,7 @@ class Sweep:
             seeds (Sequence[int]): The judging seeds.
 
         Returns:
-            dict[str, dict[int, Mapping[str, Any]]]: Records by name and seed.
+            dict[str, dict[int, Record]]: Records by name and seed.
         """
         arms = {
             arm.name: arm for arm in [*map(self.baseline_arm, LENGTHS), *(self.setting_arm(item) for item in settings)]
@@ -144,7 +157,7 @@ class Sweep:
         schedule = [(name, seed) for n, seed in enumerate(seeds) for name in round_order(list(arms), n)]
         jobs = [self.job(arms[name], seed) for name, seed in schedule]
         done = finished(jobs)
-        records: dict[str, dict[int, Mapping[str, Any]]] = {name: {} for name in arms}
+        records: dict[str, dict[int, Record]] = {name: {} for name in arms}
         with Runner(self.console, len(jobs)) as runner:
             for job, record in done.items():
                 records[job.label][job.seed] = record
@@ -158,6 +171,7 @@ class Sweep:
 
 
 def completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that have an accuracy and a saving."""
     return study.get_trials(states=(TrialState.COMPLETE,))
 
 

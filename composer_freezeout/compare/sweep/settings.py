@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 
 from composer_freezeout.results.stats import pareto_front
+
+if TYPE_CHECKING:
+    import optuna
 
 __all__ = ['DEFAULT', 'WARM_UPS', 'Setting', 'chosen', 'default_setting', 'name_of', 'suggest']
 
@@ -30,7 +32,7 @@ def default_setting(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: arguments[key] if arguments.get(key) is not None else value for key, value in DEFAULT.items()}
 
 
-def suggest(trial: optuna.Trial, warm_ups: Sequence[str] = WARM_UPS) -> dict[str, Any]:
+def suggest(trial: 'optuna.Trial', warm_ups: Sequence[str] = WARM_UPS) -> dict[str, Any]:
     """Draws a setting.
 
     Args:

@@ -1,14 +1,17 @@
 """Runs that have been done before, and may be taken over."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from composer_freezeout.compare.arms.family import Refused, and_more, differences
+from composer_freezeout.compare.arms.family import and_more
+from composer_freezeout.compare.judging.reading import read
 from composer_freezeout.compare.training.job import Job
+from composer_freezeout.results.differences import ABSENT, differences
 from composer_freezeout.results.environment import environment
 from composer_freezeout.results.files import RECORD
+from composer_freezeout.results.record import Record
+from composer_freezeout.run.faults import Refused
 
 __all__ = ['check_environment', 'finished']
 
@@ -16,32 +19,31 @@ __all__ = ['check_environment', 'finished']
 _WHERE = frozenset({'output', 'overwrite', 'progress_bar'})
 
 
-def finished(jobs: Iterable[Job]) -> dict[Job, dict[str, Any]]:
+def finished(jobs: Iterable[Job]) -> dict[Job, Record]:
     """The records of the runs that have been done before.
 
     Args:
         jobs (Iterable[Job]): The runs.
 
     Returns:
-        dict[Job, dict[str, Any]]: Record of each that is finished.
+        dict[Job, Record]: Record of each that is finished.
 
     Raises:
         Refused: If a record is damaged, or that of a run with another configuration.
     """
-    records, lines = {}, []
+    records: dict[Job, Record] = {}
+    lines: list[str] = []
     others: dict[str, list[Path]] = {}
     for job in jobs:
         path = job.output / RECORD
         try:
-            record = json.loads(path.read_text(encoding='utf-8'))
-            found = differences(record['config'], {**job.expected, 'seed': job.seed})
+            records[job] = read(path, Record, 'remove it, and the run is done again')
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            lines.append(f'{path}: not a record ({error}); remove it, and the run is done again')
+        except Refused as error:
+            lines += error.lines
             continue
-        records[job] = record
-        for key, (there, here) in found.items():
+        for key, (there, here) in _changed(records[job].config, {**job.expected, 'seed': job.seed}).items():
             if key.partition('.')[0] not in _WHERE | job.free:
                 others.setdefault(f'{key} is {there!r} in a finished run and would be {here!r} now', []).append(path)
     lines += [
@@ -53,11 +55,17 @@ def finished(jobs: Iterable[Job]) -> dict[Job, dict[str, Any]]:
     return records
 
 
-def check_environment(records: Mapping[Path, Mapping[str, Any]]) -> None:
+def _changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    # A setting that is new since the run was done, and not used, changes nothing.
+    found = differences(dict(there), dict(here))
+    return {key: pair for key, pair in found.items() if set(map(id, pair)) != {id(ABSENT), id(None)}}
+
+
+def check_environment(records: Mapping[Path, Record]) -> None:
     """Makes sure that runs to come can be compared with those that have been done.
 
     Args:
-        records (Mapping[Path, Mapping[str, Any]]): The finished runs, by path.
+        records (Mapping[Path, Record]): The finished runs, by path.
 
     Raises:
         Refused: If versions or hardware are others now.
@@ -65,16 +73,15 @@ def check_environment(records: Mapping[Path, Mapping[str, Any]]) -> None:
     if not records:
         return
     now = environment()
-    lines = []
     for path, record in records.items():
-        for part in ('versions', 'hardware'):
-            lines += [
-                f'{path}: {part}.{key} was {there!r} in a finished run and is {here!r} now, so that times cannot be '
-                'compared; use --allow-mixed, --overwrite or another --out'
-                for key, (there, here) in differences(record[part], now[part]).items()
-                # The launcher sets the number of threads where the environment doesn't.
-                if (part, key) != ('hardware', 'threads')
-            ]
+        then = {'versions': record.versions, 'hardware': record.hardware}
+        lines = [
+            f'{path}: {key} was {there!r} in a finished run and is {here!r} now, so that times cannot be compared; '
+            'use --allow-mixed, --overwrite or another --out'
+            for key, (there, here) in differences(then, {part: now[part] for part in then}).items()
+            # The launcher sets the number of threads where the environment doesn't.
+            if key != 'hardware.threads'
+        ]
         if lines:
             # The first one is enough: the others are told when the runs are compared.
             raise Refused(lines)

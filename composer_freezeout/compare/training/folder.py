@@ -1,43 +1,104 @@
-"""The folder of the results."""
+"""The folder of the results: made, kept to one command, and what it holds."""
 
-import json
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from composer_freezeout.compare.arms.family import Refused
-from composer_freezeout.compare.judging.manifest import merged
-from composer_freezeout.results.files import MANIFEST
+from composer_freezeout.compare.judging.manifest import Manifest, merged
+from composer_freezeout.compare.judging.reading import read
+from composer_freezeout.results.files import MANIFEST, make_folder
+from composer_freezeout.run.faults import Refused
 
-__all__ = ['prepare_folder']
+__all__ = ['claimed', 'held', 'prepare_folder']
+
+_HELD: list[int] = []
 
 
-def prepare_folder(out: Path, manifest: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """Finds out what the folder of the results holds.
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Has a folder for this command alone, so that no other one removes what is being trained.
+
+    The folder is made if it isn't there, and removed if nothing comes of the command.
+
+    Args:
+        out (Path): The folder.
+
+    Raises:
+        Refused: If it cannot be made or written to, or if another command is using it.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            handle = os.open(out, os.O_RDONLY)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise Refused(f'--out: {error.filename or out} is a file; give a folder') from error
+        except OSError as error:
+            raise Refused(_unfit(out, error)) from error
+        try:
+            _lock(handle, out)
+            _HELD.append(handle)
+            try:
+                make_folder(out)
+            except OSError as error:
+                raise Refused(_unfit(out, error)) from error
+            yield
+        finally:
+            os.close(handle)
+            _HELD[:] = [other for other in _HELD if other != handle]
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def held() -> tuple[int, ...]:
+    """Handles of the folders that are claimed.
+
+    A run that inherits them keeps its folder claimed for as long as it lives, even if this process is killed.
+    """
+    return tuple(_HELD)
+
+
+def _unfit(out: Path, error: OSError) -> str:
+    return f'--out: {out} cannot be written to ({error.filename or out}: {error.strerror}); choose another folder'
+
+
+def _lock(handle: int, out: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        line = f'--out: another command is training in {out}; wait until it has ended, or choose another folder'
+        raise Refused(line) from error
+    except OSError:
+        # Some network file systems have no locks.
+        pass
+
+
+def prepare_folder(out: Path, manifest: Manifest, overwrite: bool) -> Manifest:
+    """Finds out what the folder of a comparison holds.
 
     Args:
         out (Path): The folder. Nothing in it is changed.
-        manifest (dict[str, Any]): That of this command.
+        manifest (Manifest): That of this command.
         overwrite (bool): Whether to begin anew.
 
     Returns:
-        dict[str, Any]: The manifest to go on with.
+        Manifest: The manifest to go on with.
 
     Raises:
         Refused: If the folder holds something else, or another comparison.
     """
-    if out.exists() and not out.is_dir():
-        raise Refused([f'--out: {out} is a file; give a folder'])
-    if overwrite or not out.exists():
+    if overwrite:
         return manifest
     path = out / MANIFEST
     try:
-        earlier = json.loads(path.read_text(encoding='utf-8'))
-        return merged(earlier, manifest, path)
+        earlier = read(path, Manifest, 'choose another --out, or use --overwrite')
     except FileNotFoundError:
         if any(out.iterdir()):
             line = f'--out: {out} is not empty and holds no {MANIFEST}; choose another folder, or use --overwrite'
-            raise Refused([line]) from None
+            raise Refused(line) from None
         return manifest
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        line = f'{path}: not a manifest of a comparison ({error}); choose another --out, or use --overwrite'
-        raise Refused([line]) from None
+    return merged(earlier, manifest, path)

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from composer_freezeout.compare.judging.reading import read
+from composer_freezeout.compare.training.folder import held
 from composer_freezeout.results.files import RECORD
+from composer_freezeout.results.record import Record
+from composer_freezeout.run.faults import Refused
 from composer_freezeout.run.processes import execute
 
 __all__ = ['LOG', 'Job', 'Outcome', 'last_line', 'train']
@@ -55,14 +59,14 @@ class Outcome:
 
     Attributes:
         job (Job): The run.
-        record (Mapping[str, Any], optional): What it left behind; None if it failed.
+        record (Record, optional): What it left behind; None if it failed.
         exit_code (int): Of its process, 0 if it was taken over.
         message (str): The last line of its log, if it failed.
         seconds (float): Wall-clock of the process, with everything around the training.
     """
 
     job: Job
-    record: Mapping[str, Any] | None
+    record: Record | None
     exit_code: int
     message: str
     seconds: float
@@ -96,11 +100,11 @@ def train(job: Job) -> Outcome:
         shutil.rmtree(job.output, ignore_errors=True)
     job.output.mkdir(parents=True, exist_ok=True)
     since = time.monotonic()
-    exit_code = execute(job.command, job.output / LOG)
+    exit_code = execute(job.command, job.output / LOG, held())
     seconds = time.monotonic() - since
     message = last_line((job.output / LOG).read_text(encoding='utf-8', errors='replace'))
     try:
-        record = json.loads((job.output / RECORD).read_text(encoding='utf-8')) if exit_code == 0 else None
-    except (OSError, ValueError) as error:
+        record = read(job.output / RECORD, Record, 'its log tells more') if exit_code == 0 else None
+    except (OSError, Refused) as error:
         return Outcome(job, None, exit_code, f'left no record: {error}', seconds)
     return Outcome(job, record, exit_code, '' if record else message, seconds)

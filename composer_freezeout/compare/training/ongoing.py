@@ -1,10 +1,9 @@
 """A comparison that is being run."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -12,10 +11,13 @@ from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.family import Arm
 from composer_freezeout.compare.arms.known import BASELINE, SHORTENED, round_order
 from composer_freezeout.compare.arms.lengths import shortened
+from composer_freezeout.compare.judging.clock import seconds_ratio
+from composer_freezeout.compare.judging.manifest import Failure, Manifest
 from composer_freezeout.compare.training.finished import finished
 from composer_freezeout.compare.training.job import Job, Outcome
 from composer_freezeout.compare.training.runner import Runner, warm_up
 from composer_freezeout.results.files import MANIFEST, RECORD, write_json
+from composer_freezeout.results.record import Record
 
 __all__ = ['WARM_UP_BATCHES', 'OngoingComparison', 'batches_in_the_same_time', 'clear', 'run_all']
 
@@ -32,16 +34,16 @@ class OngoingComparison:
         arms (Sequence[Arm]): The arms.
         data (Data): What they are trained on.
         seeds (Sequence[int]): The seeds, one for each round.
-        manifest (dict[str, Any]): What ``comparison.json`` says.
-        records (dict[tuple[str, int], Mapping[str, Any]]): Of the finished runs, by arm and seed.
+        manifest (Manifest): What ``comparison.json`` says.
+        records (dict[tuple[str, int], Record]): Of the finished runs, by arm and seed.
     """
 
     out: Path
     arms: Sequence[Arm]
     data: Data
     seeds: Sequence[int]
-    manifest: dict[str, Any]
-    records: dict[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
+    manifest: Manifest
+    records: dict[tuple[str, int], Record] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.by_name = {arm.name: arm for arm in self.arms}
@@ -92,56 +94,48 @@ class OngoingComparison:
 
     def note(self, outcome: Outcome) -> None:
         """Adds what came of a run, and writes the manifest."""
-        job = outcome.job
-        key = {'arm': job.label, 'seed': job.seed}
-        failures = [failure for failure in self.manifest['failures'] if not key.items() <= failure.items()]
+        job, failure = outcome.job, None
         if outcome.record is None:
-            failures.append({**key, 'exit_code': outcome.exit_code, 'message': outcome.message})
+            failure = Failure(arm=job.label, seed=job.seed, exit_code=outcome.exit_code, message=outcome.message)
         else:
             self.records[job.label, job.seed] = outcome.record
-        self.manifest['failures'] = failures
+        self.manifest = self.manifest.with_outcome(job.label, job.seed, failure)
         self.write()
 
     def write(self) -> None:
         """Writes the manifest."""
-        write_json(self.out / MANIFEST, self.manifest)
+        write_json(self.out / MANIFEST, self.manifest.model_dump())
 
-    def _of(self, name: str) -> list[Mapping[str, Any]]:
+    def _of(self, name: str) -> list[Record]:
         return [record for (arm, _), record in self.records.items() if arm == name]
 
 
-def batches_in_the_same_time(
-    baseline: Sequence[Mapping[str, Any]], freezeout: Sequence[Mapping[str, Any]]
-) -> int | None:
+def batches_in_the_same_time(baseline: Sequence[Record], freezeout: Sequence[Record]) -> int | None:
     """Batches that the baseline does in the time that FreezeOut takes.
 
     Args:
-        baseline (Sequence[Mapping[str, Any]]): Records of the baseline.
-        freezeout (Sequence[Mapping[str, Any]]): Records of FreezeOut.
+        baseline (Sequence[Record]): Records of the baseline.
+        freezeout (Sequence[Record]): Records of FreezeOut.
 
     Returns:
         int, optional: In ``[1, ∞)``; None if there is no record of one of them.
     """
     if not baseline or not freezeout:
         return None
-    mean, mean_freezeout = (
-        sum(record['training_seconds'] for record in records) / len(records) for records in (baseline, freezeout)
-    )
-    return max(1, round(baseline[0]['effective']['total_batches'] * mean_freezeout / mean))
+    return max(1, round(baseline[0].effective.total_batches * seconds_ratio(freezeout, baseline)))
 
 
 def run_all(comparison: OngoingComparison, console: Console) -> int:
     """Does the runs that are not finished.
 
     Args:
-        comparison (Comparison): What to run.
+        comparison (OngoingComparison): What to run.
         console (Console): Where progress is told.
 
     Returns:
         int: How many runs have no record.
     """
     schedule = comparison.schedule()
-    comparison.out.mkdir(parents=True, exist_ok=True)
     comparison.write()
     if taken_over := len(comparison.records):
         console.print(f'{taken_over} of {len(schedule)} runs are finished already.', highlight=False)
@@ -168,5 +162,6 @@ def run_all(comparison: OngoingComparison, console: Console) -> int:
 
 
 def clear(comparison: OngoingComparison) -> None:
+    """Removes the runs that are to be trained again."""
     for name, seed in comparison.schedule():
         shutil.rmtree(comparison.record_path(name, seed).parent, ignore_errors=True)

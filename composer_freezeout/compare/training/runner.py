@@ -1,17 +1,17 @@
 """Many runs, one after another, and how far they are."""
 
+import contextlib
 import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from composer_freezeout.compare.training.job import LOG, Job, Outcome, train
-from composer_freezeout.results.record import ACCURACY
+from composer_freezeout.results.record import Record
 
 __all__ = ['Runner', 'remaining_seconds', 'warm_up']
 
@@ -85,10 +85,12 @@ class Runner:
         """Prints a line, above the bar if there is one."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def take_over(self, record: Mapping[str, Any], label: str) -> None:
+    def take_over(self, record: Record, label: str) -> None:
         """Counts a run that had been done before."""
-        started, ended = (datetime.fromisoformat(record[key]) for key in ('started_at', 'finished_at'))
-        self.seconds.setdefault(label, []).append((ended - started).total_seconds())
+        # Without times that can be read, nothing is known of how long it took.
+        with contextlib.suppress(ValueError):
+            started, ended = map(datetime.fromisoformat, (record.started_at, record.finished_at))
+            self.seconds.setdefault(label, []).append((ended - started).total_seconds())
         self._count()
 
     def skip(self, label: str, seed: int, why: str) -> None:
@@ -127,8 +129,8 @@ def _result(outcome: Outcome) -> str:
     if outcome.record is None:
         log = outcome.job.output / LOG
         return f'failed with exit code {outcome.exit_code}: {outcome.message or "no output"} (log: {log})'
-    accuracy = outcome.record['final'].get(ACCURACY)
-    seconds = f'{outcome.record["training_seconds"]:.1f} s of training'
+    accuracy = outcome.record.accuracy
+    seconds = f'{outcome.record.training_seconds:.1f} s of training'
     return seconds if accuracy is None else f'{accuracy:.2%} in {seconds}'
 
 

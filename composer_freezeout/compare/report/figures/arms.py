@@ -30,7 +30,7 @@ class Point:
 
     Attributes:
         label (str): Its name; names of arms have colours of their own.
-        seconds (Summary): Training time.
+        seconds (Summary): Training time, by the comparison's clock.
         accuracy (Summary): In ``[0, 1]``.
     """
 
@@ -40,13 +40,16 @@ class Point:
 
 
 @styled
-def accuracy_against_time(points: Sequence[Point], line: Sequence[str] = (), title: str = '') -> Figure:
+def accuracy_against_time(
+    points: Sequence[Point], line: Sequence[str] = (), title: str = '', time: str = 'training time'
+) -> Figure:
     """Draws means with standard deviations in both directions, and the Pareto front of the means.
 
     Args:
         points (Sequence[Point]): The settings, at least one.
         line (Sequence[str]): Labels of points to connect, by rising time: the baselines of several lengths.
         title (str): What was compared.
+        time (str): What the times are.
 
     Returns:
         Figure: The plot.
@@ -72,7 +75,7 @@ def accuracy_against_time(points: Sequence[Point], line: Sequence[str] = (), tit
             zorder=3 if point.label == 'freezeout' else 2.5,
             **marker_style(styles[point.label]),
         )
-    axes.set_xlabel('training time in seconds')
+    axes.set_xlabel(f'{time} in seconds')
     axes.set_ylabel('accuracy of the last evaluation')
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_title(plain(title))
@@ -96,7 +99,7 @@ def savings(results: Sequence[ArmResult]) -> Figure:
     ends = [0.0]
     for result in results:
         predicted, measured = result.predicted_saving, result.measured_saving
-        if predicted is None or measured is None:
+        if predicted is None or measured is None or result.time_ratio is None:
             continue
         ends += [predicted, measured]
         error = result.time_ratio.std or None

@@ -1,17 +1,17 @@
 """Over the course of training."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from composer_freezeout.compare.judging.clock import Clock
 from composer_freezeout.compare.judging.comparable import FinishedRun
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.report.figures.style import HEIGHT, PAPER, WIDTH, add_legend, styled, styles_of
-from composer_freezeout.results.record import ACCURACY
+from composer_freezeout.results.record import ACCURACY, Segment
 from composer_freezeout.results.stats import summary
 
 __all__ = ['learning_curves', 'step_times']
@@ -31,7 +31,7 @@ def learning_curves(comparison: Comparison) -> Figure:
     axes = figure.subplots()
     styles = styles_of(comparison.arms)
     for arm in comparison.arms:
-        curves = _aligned([curve for run in comparison.of(arm) if (curve := _curve(run))])
+        curves = _aligned([curve for run in comparison.of(arm) if (curve := _curve(run, comparison.clock))])
         if not curves:
             continue
         colour, marker, filled = styles[arm]
@@ -51,7 +51,7 @@ def learning_curves(comparison: Comparison) -> Figure:
         )
         low, high = ([s.mean + sign * (s.std or 0.0) for s in spread] for sign in (-1, 1))
         axes.fill_between(seconds, low, high, color=colour, alpha=0.13, linewidth=0)
-    axes.set_xlabel('training time in seconds')
+    axes.set_xlabel(f'{comparison.clock.training_time} in seconds')
     axes.set_ylabel('accuracy')
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlim(left=0)
@@ -71,11 +71,11 @@ def step_times(comparison: Comparison) -> Figure:
     """
     figure = Figure(figsize=(WIDTH, HEIGHT), layout='constrained')
     by_units, by_parameters = figure.subplots(1, 2, sharey=True)
-    styles = styles_of(comparison.arms)
+    styles, clock = styles_of(comparison.arms), comparison.clock
     for arm in comparison.arms:
         runs = comparison.of(arm)
-        units = [point for run in runs for point in _step_times(run, _units_frozen)]
-        parameters = [point for run in runs for point in _step_times(run, _share_frozen(run))]
+        units = [point for run in runs for point in _step_times(run, clock, _units_frozen)]
+        parameters = [point for run in runs for point in _step_times(run, clock, _share_frozen(run))]
         for axes, points in ((by_units, units), (by_parameters, parameters)):
             if len({x for x, _ in points}) > 1:
                 _curve_through(axes, points, styles[arm], arm)
@@ -91,12 +91,12 @@ def step_times(comparison: Comparison) -> Figure:
     return figure
 
 
-def _curve(run: FinishedRun) -> list[tuple[float, float]]:
+def _curve(run: FinishedRun, clock: Clock) -> list[tuple[float, float]]:
     """Training time and accuracy at each evaluation."""
     seconds, points = 0.0, []
-    for row in run.record['epochs']:
-        seconds += row['training_seconds']
-        value = row['eval'].get(ACCURACY)
+    for row in run.record.epochs:
+        seconds += clock.seconds(row)
+        value = row.eval.get(ACCURACY)
         if value is not None:
             points.append((seconds, value))
     return points
@@ -108,25 +108,25 @@ def _aligned(curves: Sequence[list[tuple[float, float]]]) -> list[list[tuple[flo
     return [[*curve[: length - 1], curve[-1]] for curve in curves] if length else []
 
 
-def _units_frozen(segment: Mapping[str, Any]) -> int | None:
-    return segment['units_frozen']
+def _units_frozen(segment: Segment) -> int | None:
+    return segment.units_frozen
 
 
-def _share_frozen(run: FinishedRun) -> Callable[[Mapping[str, Any]], float]:
+def _share_frozen(run: FinishedRun) -> Callable[[Segment], float]:
     # What was frozen before the run doesn't count.
-    trainable = [segment['trainable_parameters'] for segment in run.record.get('segments', ())]
-    return lambda segment: 1 - segment['trainable_parameters'] / max(trainable)
+    trainable = [segment.trainable_parameters for segment in run.record.segments]
+    return lambda segment: 1 - segment.trainable_parameters / max(trainable)
 
 
-def _step_times(run: FinishedRun, key: Callable[[Mapping[str, Any]], float | None]) -> list[tuple[float, float]]:
+def _step_times(run: FinishedRun, clock: Clock, key: Callable[[Segment], float | None]) -> list[tuple[float, float]]:
     """Seconds per batch for each value of a key, relative to the time before anything froze."""
     seconds: dict[float, float] = {}
     batches: dict[float, int] = {}
-    for segment in run.record.get('segments', ()):
+    for segment in run.record.segments:
         x = key(segment)
-        if x is not None and segment['batches']:
-            seconds[x] = seconds.get(x, 0.0) + segment['seconds']
-            batches[x] = batches.get(x, 0) + segment['batches']
+        if x is not None and segment.batches:
+            seconds[x] = seconds.get(x, 0.0) + clock.seconds(segment)
+            batches[x] = batches.get(x, 0) + segment.batches
     if not seconds.get(0):
         return []
     whole = seconds[0] / batches[0]

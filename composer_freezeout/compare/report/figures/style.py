@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from composer_freezeout.compare.arms.known import BASELINE, BASELINE_SHORT
+from composer_freezeout.compare.arms.known import KNOWN
 
 __all__ = [
     'HEIGHT',
@@ -41,22 +41,9 @@ _CSS = (
     f'svg{{--ink:{INK};--paper:{PAPER};--muted:{MUTED};--grid:{_GRID}}}'
     '@media (prefers-color-scheme:dark){svg{--ink:#e6edf3;--paper:#161b22;--muted:#9aa4af;--grid:#30363d}}'
 )
+_NAMED = {'ink': INK, 'muted': MUTED}
 # Colour, marker, and whether the marker is filled.
-STYLES = {
-    BASELINE: (INK, 'o', True),
-    BASELINE_SHORT: (INK, 'o', False),
-    'layer_freezing': ('#8957e5', '^', True),
-    'layer_freezing_matched': ('#8957e5', '^', False),
-    'freezeout': ('#d95926', 'D', True),
-    'freezeout_unscaled': ('#d95926', 'D', False),
-    'freezeout_squared': ('#1a9e8f', 's', True),
-    'freezeout_squared_unscaled': ('#1a9e8f', 's', False),
-    'freezeout_linear': ('#3b82f6', 'v', True),
-    'freezeout_linear_unscaled': ('#3b82f6', 'v', False),
-    'freezeout_const_time': ('#c4479b', 'P', True),
-    'freezeout_cost_aware': ('#b8860b', 'd', True),
-    'baseline_short_cost_aware': (MUTED, 'o', False),
-}
+STYLES = {name: (_NAMED.get(arm.colour, arm.colour), arm.marker, arm.filled) for name, arm in KNOWN.items()}
 # Arms of other names, as in a sweep: four at a time differ in both colour and marker.
 _OTHERS = [
     (colour, 'X*ph'[(index + shift) % 4], filled)
@@ -127,11 +114,13 @@ def svg(figure: Figure, title: str) -> str:
 
 
 def styles_of(labels: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
+    """Colour, marker and whether it is filled, of arms and of what else is compared."""
     unknown = [label for label in labels if label not in STYLES]
     return STYLES | {label: _OTHERS[index % len(_OTHERS)] for index, label in enumerate(unknown)}
 
 
 def marker_style(style: tuple[str, str, bool]) -> dict[str, Any]:
+    """A style as arguments of ``errorbar``."""
     colour, marker, filled = style
     return {
         'color': colour,
@@ -146,15 +135,18 @@ def marker_style(style: tuple[str, str, bool]) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
+    """Text that matplotlib takes as it is."""
     # Dollar signs would start a formula.
     return text.replace('$', r'\$')
 
 
 def short_label(text: str, length: int = 40) -> str:
+    """Text that fits beside an axis or in a legend."""
     return plain(text if len(text) <= length else f'{text[: length - 1]}…')
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
+    """A legend below the axes, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return

@@ -1,0 +1,124 @@
+"""What the commands compare, sweep and report share: readers of arguments, and how they end."""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from composer_freezeout.run.arguments import count
+from composer_freezeout.run.faults import Refused, told
+from composer_freezeout.run.processes import Stopped, stoppable
+
+__all__ = ['MOST_SEEDS', 'check_seeds', 'duration', 'exit_code', 'number_of_seeds', 'same_command', 'scale_factor']
+
+# More are a typing error: every run would take less than a second to be done within a year.
+MOST_SEEDS = 10_000
+
+
+def number_of_seeds(text: str, least: int = 1) -> int:
+    """Reads a number of seeds.
+
+    Args:
+        text (str): The number.
+        least (int): The least that is allowed.
+
+    Returns:
+        int: In ``[least, MOST_SEEDS]``.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is something else.
+    """
+    # Python itself refuses to read a number of thousands of digits.
+    if len(text) > 20 or count(text, least) > MOST_SEEDS:
+        shown = text if len(text) <= 20 else f'{text[:20]}…'
+        raise argparse.ArgumentTypeError(f'must be at most {MOST_SEEDS}, got {shown!r}')
+    return count(text, least)
+
+
+def check_seeds(option: str, seeds: range) -> None:
+    """Makes sure that a run takes all of some seeds.
+
+    Args:
+        option (str): What they come from.
+        seeds (range): The seeds.
+
+    Raises:
+        Refused: If one is out of range.
+    """
+    if seeds.stop > 2**32:
+        raise Refused(f'{option}: the last seed would be {seeds.stop - 1}, but the largest is {2**32 - 1}; take fewer')
+
+
+def duration(text: str) -> float:
+    """Reads a length of time.
+
+    Args:
+        text (str): A number with ``s``, ``m`` or ``h``, such as ``30m``.
+
+    Returns:
+        float: Seconds, above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is something else.
+    """
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)([smh])', text)
+    seconds = float(match[1]) * {'s': 1, 'm': 60, 'h': 3600}[match[2]] if match else 0.0
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"must be a time above 0 such as '90s', '30m' or '2h', got {text!r}")
+    return seconds
+
+
+def scale_factor(text: str) -> float:
+    """Reads a factor on the length of runs.
+
+    Args:
+        text (str): A number.
+
+    Returns:
+        float: In ``(0, 1]``.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f'must be a number in (0, 1], such as 0.1, got {text!r}')
+    return value
+
+
+def same_command(name: str, argv: Sequence[str]) -> str:
+    """What to type to go on: the command without what would begin anew."""
+    return shlex.join(['composer-freezeout', name, *(argument for argument in argv if argument != '--overwrite')])
+
+
+def exit_code(action: Callable[[], int], command: str) -> int:
+    """Does what a command is asked for, and tells in a line why it could not.
+
+    Args:
+        action (Callable[[], int]): What to do; returns the exit code.
+        command (str): What to type to go on.
+
+    Returns:
+        int: The exit code; 2 if the command line, a file or the machine is at fault; 128 and the number of the signal
+        that ended it.
+    """
+    tell = partial(print, sep='\n', file=sys.stderr)
+    try:
+        with stoppable():
+            return action()
+    except Stopped as error:
+        tell(f'stopped; to go on: {command}')
+        return 128 + error.signal_number
+    except ValueError as error:  # Refused and ConfigError, which are lines
+        tell(error)
+    except Exception as error:
+        line = told(error)
+        if line is None:
+            raise
+        tell(f'{line}; what is finished is kept, to go on: {command}')
+    return 2
