@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from composer_freezeout import __version__
+from composer_freezeout.run.faults import suggest
 from composer_freezeout.run.threads import settle_threads
 
 __all__ = ['COMMANDS', 'main']
@@ -17,6 +19,11 @@ COMMANDS = {
     'report': ('composer_freezeout.compare.report.command', 'write the report of a comparison anew from its records'),
     'step-time': ('composer_freezeout.step_time.command', 'what a step takes with k units frozen'),
 }
+_EPILOG = """\
+composer-freezeout COMMAND --help tells more of each. To begin with, in an empty folder:
+  composer-freezeout plan quickstart       what freezes when, and what that saves; trains nothing
+  composer-freezeout compare quickstart    trains with and without FreezeOut, and writes a report
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,22 +35,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         int: The command's exit code: 0, or 2 if the command line or a file is at fault; others stand with the command.
     """
-    width = max(map(len, COMMANDS))
-    parser = argparse.ArgumentParser(
-        prog='composer-freezeout',
-        description='FreezeOut for MosaicML Composer: every layer anneals to zero and leaves the backward pass.',
-        epilog='commands:\n'
-        + ''.join(f'  {name:{width}}  {meaning}\n' for name, (_, meaning) in COMMANDS.items())
-        + '\ncomposer-freezeout COMMAND --help tells more.',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument('command', choices=list(COMMANDS), help='see below', metavar='command')
-    parser.add_argument('arguments', nargs=argparse.REMAINDER, help='its own')
+    parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    if arguments.command not in COMMANDS:
+        near = suggest(arguments.command, COMMANDS)
+        known = f' commands: {", ".join(COMMANDS)}' if near.startswith('did you mean') else ''
+        parser.error(f'{arguments.command!r} is no command; {near}{known}')
     # Before any of them imports torch.
     settle_threads()
     module, _ = COMMANDS[arguments.command]
     return import_module(module).main(arguments.arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    commands = ''.join(f'  {name:{width}}  {meaning}\n' for name, (_, meaning) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog='composer-freezeout',
+        usage='composer-freezeout COMMAND …',
+        description='FreezeOut for MosaicML Composer: every layer anneals to zero and leaves the backward pass.',
+        epilog=f'commands:\n{commands}\n{_EPILOG}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action='version', version=f'composer-freezeout {__version__}')
+    parser.add_argument('command', nargs='?', help=argparse.SUPPRESS)
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
 
 
 if __name__ == '__main__':

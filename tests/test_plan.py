@@ -415,15 +415,6 @@ def test_a_bad_command_line_is_refused(arguments, message, yaml, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_it_is_told_what_commands_there_are(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(['--help'])
-    assert exit_.value.code == 0 and 'plan' in capsys.readouterr().out
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(['train'])
-    assert exit_.value.code == 2 and 'plan' in capsys.readouterr().err
-
-
 def test_a_typing_error_is_told_without_waiting_for_torch(yaml):
     code = (
         'import sys; from composer_freezeout.cli import main; '

@@ -4,28 +4,33 @@ import argparse
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from composer_freezeout.plan.plan import Plan, plan_as_json
 from composer_freezeout.plan.terminal import measurement, print_plan, yaml_costs
+from composer_freezeout.results.files import make_folder, try_folder, write_bytes, write_json, write_text
 from composer_freezeout.run.arguments import count
 from composer_freezeout.run.config import RunConfig, load
-from composer_freezeout.run.faults import ConfigError, Fault, describe
-
-if TYPE_CHECKING:
-    from composer_freezeout.plan.plan import Plan
+from composer_freezeout.run.families import find_config, names
+from composer_freezeout.run.faults import COMMAND_LINE, ConfigError, Fault, describe, told
+from composer_freezeout.run.threads import settle_threads
 
 __all__ = ['main']
 
-_PLAN_EPILOG = """\
+_DESCRIPTION = """\
+Plan FreezeOut for the run of a YAML file: what freezes when, and what that saves by three models of cost, one of
+them measured here within about 30 seconds. Nothing is trained or downloaded.
+"""
+_EPILOG = """\
 examples:
-  composer-freezeout plan yamls/resnet56_cifar10/freezeout.yaml
-  composer-freezeout plan yamls/resnet56_cifar10/freezeout.yaml --target 0.15
-  composer-freezeout plan yamls/quickstart.yaml --no-profile algorithms.0.how_scale=linear
-  composer-freezeout plan yamls/quickstart.yaml --profile-steps 30 --unit-costs costs.yaml
+  composer-freezeout plan quickstart
+  composer-freezeout plan resnet56_cifar10 --target 0.15
+  composer-freezeout plan my.yaml --no-profile algorithms.0.how_scale=linear
+  composer-freezeout plan my.yaml --profile-steps 30 --unit-costs costs.yaml
 """
 
 
@@ -36,63 +41,80 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (Sequence[str], optional): Command line. Default: the process's.
 
     Returns:
-        int: 0, or 2 if the command line or the configuration is at fault.
+        int: 0, or 2 if the command line, the configuration, a file or the machine is at fault.
     """
-    parser = _plan_parser()
+    parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
     if arguments.unit_costs is not None and arguments.no_profile:
         parser.error('argument --unit-costs: not allowed with argument --no-profile: costs are measured')
     console = Console()
+    settle_threads()
+    file: str | Path = arguments.file
     try:
-        config = load(arguments.file, arguments.overrides)
+        file = find_config(arguments.file)
+        config = load(file, arguments.overrides)
         out = arguments.out or Path('runs') / 'plan' / config.run_name
-        if out.exists() and not out.is_dir():
-            raise ConfigError([Fault('--out', f'{str(out)!r} is a file; give a folder')])
-        if arguments.unit_costs is not None and arguments.unit_costs.exists():
-            raise ConfigError([Fault('--unit-costs', f'{str(arguments.unit_costs)!r} exists; give a new file')])
+        _check_places(out, arguments.unit_costs)
         plan = _make_plan(config, arguments, console)
         print_plan(plan, console, arguments.file)
         _write_plan(plan, out, console)
         if arguments.unit_costs is not None:
             _write_unit_costs(plan, arguments.unit_costs, console)
     except ConfigError as error:
-        for fault in error.faults:
-            print(_told(fault, arguments), file=sys.stderr)
-        return 2
+        return _refuse([_described(fault, file, arguments.overrides) for fault in error.faults])
+    except Exception as error:
+        line = told(error)
+        if line is None:
+            raise
+        return _refuse([line])
     return _tell_unreachable(plan)
 
 
-def _told(fault: Fault, arguments: argparse.Namespace) -> str:
+def _refuse(lines: Sequence[str]) -> int:
+    print(*lines, sep='\n', file=sys.stderr)
+    return 2
+
+
+def _described(fault: Fault, file: str | Path, overrides: Sequence[str]) -> str:
     if fault.path.startswith('--'):
-        return f'command line: {fault.path}: {fault.message}'
-    return describe(fault, arguments.file, arguments.overrides)
+        return f'{COMMAND_LINE}: {fault.path}: {fault.message}'
+    return describe(fault, file, overrides)
 
 
-def _plan_parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='composer-freezeout plan',
-        description='Plan FreezeOut for the run of a YAML file: what freezes when, and what that saves by three models '
-        'of cost, one of them measured here within about 30 seconds. Nothing is trained or downloaded.',
-        epilog=_PLAN_EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('file', help='the YAML file')
+    parser.add_argument('file', help=f'a YAML file, or a family that comes with the package: {", ".join(names())}')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='values that replace those of the file')
     parser.add_argument(
         '--target', type=_saving, metavar='SAVING', help='find t_0 for a saving, in (0, 1): 0.15 for 15 %%'
     )
-    parser.add_argument('--out', type=Path, help='folder for plan.json and the plots (default: runs/plan/<run_name>)')
     parser.add_argument(
-        '--unit-costs', type=Path, metavar='FILE', help='measure what freezing each unit saves, and write it as YAML: '
-        "FreezeOut's unit_costs",
-    )  # fmt: skip
+        '--out',
+        type=Path,
+        metavar='FOLDER',
+        help='folder for plan.json and the plots (default: runs/plan/<run_name>)',
+    )
+    parser.add_argument(
+        '--unit-costs',
+        type=Path,
+        metavar='FILE',
+        help="measure what freezing each unit saves, and write it as YAML: FreezeOut's unit_costs",
+    )
     parser.add_argument('--image-size', type=count, metavar='PIXELS', help='where neither data nor the file tell it')
     profile = parser.add_mutually_exclusive_group()
     profile.add_argument('--no-profile', action='store_true', help='measure nothing')
     profile.add_argument(
-        '--profile-steps', type=count, default=5, metavar='N', help='steps to measure for each number of frozen '
-        'units, fewer where time runs out (default: 5)',
-    )  # fmt: skip
+        '--profile-steps',
+        type=count,
+        default=5,
+        metavar='N',
+        help='steps to measure for each number of frozen units, fewer where time runs out (default: 5)',
+    )
     return parser
 
 
@@ -106,7 +128,34 @@ def _saving(text: str) -> float:
     return saving
 
 
-def _make_plan(config: RunConfig, arguments: argparse.Namespace, console: Console) -> 'Plan':
+def _check_places(out: Path, unit_costs: Path | None) -> None:
+    """Tries whether results can be written, before half a minute of measuring.
+
+    Raises:
+        ConfigError: If they can't.
+    """
+    with _writing('--out'):
+        if out.exists() and not out.is_dir():
+            raise ConfigError([Fault('--out', f'{str(out)!r} is a file; give a folder')])
+        try_folder(out)
+    if unit_costs is not None:
+        with _writing('--unit-costs'):
+            if unit_costs.exists():
+                raise ConfigError([Fault('--unit-costs', f'{str(unit_costs)!r} exists; give a new file')])
+            try_folder(unit_costs.parent)
+
+
+@contextmanager
+def _writing(option: str) -> Iterator[None]:
+    """Tells what stands in the way of a file as a fault of the option that names its place."""
+    try:
+        yield
+    except OSError as error:
+        fault = f'{error.filename} cannot be written: {error.strerror}; choose another place'
+        raise ConfigError([Fault(option, fault)]) from error
+
+
+def _make_plan(config: RunConfig, arguments: argparse.Namespace, console: Console) -> Plan:
     with console.status('planning, and measuring for up to half a minute …'), warnings.catch_warnings():
         # Of the libraries about themselves.
         warnings.simplefilter('ignore')
@@ -122,22 +171,18 @@ def _make_plan(config: RunConfig, arguments: argparse.Namespace, console: Consol
         )
 
 
-def _write_plan(plan: 'Plan', out: Path, console: Console) -> None:
-    from composer_freezeout.plan.plan import plan_as_json
+def _write_plan(plan: Plan, out: Path, console: Console) -> None:
     from composer_freezeout.plan.plots import plot_frozen, plot_schedules
-    from composer_freezeout.results.files import write_json
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _writing('--out'):
+        make_folder(out)
         write_json(out / 'plan.json', plan_as_json(plan))
-        plot_schedules(plan, out / 'schedules.png')
-        plot_frozen(plan, out / 'frozen.png')
-    except OSError as error:
-        raise ConfigError([Fault('--out', f'{str(out)!r} cannot be written: {error}')]) from error
+        write_bytes(out / 'schedules.png', plot_schedules(plan))
+        write_bytes(out / 'frozen.png', plot_frozen(plan))
     console.print(f'Written to {out}: plan.json, schedules.png, frozen.png', highlight=False, soft_wrap=True)
 
 
-def _write_unit_costs(plan: 'Plan', file: Path, console: Console) -> None:
+def _write_unit_costs(plan: Plan, file: Path, console: Console) -> None:
     if plan.cost_aware is None:
         fault = 'freezing was not seen to save anything, so there are no costs to write; measure more steps'
         raise ConfigError([Fault('--unit-costs', f'{fault} with --profile-steps')])
@@ -146,14 +191,13 @@ def _write_unit_costs(plan: 'Plan', file: Path, console: Console) -> None:
         f'# {measurement(plan)}',
         yaml_costs(plan.cost_aware.unit_costs),
     ]
-    try:
-        file.write_text('\n'.join([*lines, '']), encoding='utf-8')
-    except OSError as error:
-        raise ConfigError([Fault('--unit-costs', f'{str(file)!r} cannot be written: {error}')]) from error
+    with _writing('--unit-costs'):
+        make_folder(file.parent)
+        write_text(file, '\n'.join([*lines, '']))
     console.print(f'Written to {file}: unit_costs', highlight=False, soft_wrap=True)
 
 
-def _tell_unreachable(plan: 'Plan') -> int:
+def _tell_unreachable(plan: Plan) -> int:
     if plan.target is None or plan.prediction.t_0 is not None:
         return 0
     largest = plan.prediction.largest

@@ -1,8 +1,8 @@
 """Figures of a plan: the learning rates that each schedule would have, and what is frozen when."""
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 
@@ -14,9 +14,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from composer_freezeout.method.schedule import freeze_times, lr_factor
-
-if TYPE_CHECKING:
-    from composer_freezeout.plan.plan import Plan
+from composer_freezeout.plan.plan import Plan
 
 __all__ = ['plot_frozen', 'plot_schedules']
 
@@ -25,12 +23,14 @@ _POINTS = 400
 _METADATA = {'Software': None}
 
 
-def plot_schedules(plan: 'Plan', path: Path) -> None:
+def plot_schedules(plan: Plan) -> bytes:
     """Draws the paper's figure 1 for this model: each unit's learning rate, for each scale, unscaled and scaled.
 
     Args:
         plan (Plan): The plan; its ``t_0`` and warm-up are those of all panels.
-        path (Path): The PNG to write; its folder exists.
+
+    Returns:
+        bytes: A PNG.
     """
     scales = ['linear', 'squared', 'cubic'] if plan.how_scale == 'squared' else ['linear', 'cubic']
     colours = _colours(len(plan.units))
@@ -55,8 +55,7 @@ def plot_schedules(plan: 'Plan', path: Path) -> None:
         axes.set_ylabel('learning rate\n(times the base rate)')
     _unit_colourbar(figure, rows, plan)
     figure.suptitle(f'{plan.run_name}: learning rate of each unit with t_0 = {plan.t_0:g}; ● reaches zero', fontsize=12)
-    figure.savefig(path, dpi=150, metadata=_METADATA)
-    plt.close(figure)
+    return _png(figure)
 
 
 def _draw_schedule(axes: Any, times: Sequence[float], colours: Sequence[Any], scale_lr: bool, warmup: float) -> None:
@@ -70,12 +69,14 @@ def _draw_schedule(axes: Any, times: Sequence[float], colours: Sequence[Any], sc
     _finish(axes)
 
 
-def plot_frozen(plan: 'Plan', path: Path) -> None:
+def plot_frozen(plan: Plan) -> bytes:
     """Draws what is frozen over the run: share of the parameters, and the share of a step that each model saves.
 
     Args:
         plan (Plan): The plan.
-        path (Path): The PNG to write; its folder exists.
+
+    Returns:
+        bytes: A PNG.
     """
     figure, axes = plt.subplots(figsize=(9, 4.2), layout='constrained')
     moments = [0.0, *(unit.freezes_at for unit in plan.units[:-1]), 1.0]
@@ -101,8 +102,7 @@ def plot_frozen(plan: 'Plan', path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(loc='upper left', frameon=False, fontsize=9)
     _finish(axes)
-    figure.savefig(path, dpi=150, metadata=_METADATA)
-    plt.close(figure)
+    return _png(figure)
 
 
 def _colours(num_units: int) -> list[Any]:
@@ -110,13 +110,20 @@ def _colours(num_units: int) -> list[Any]:
     return list(plt.get_cmap('viridis')([0.92 * index / max(1, num_units - 1) for index in range(num_units)]))
 
 
-def _unit_colourbar(figure: Any, rows: Any, plan: 'Plan') -> None:
+def _unit_colourbar(figure: Any, rows: Any, plan: Plan) -> None:
     last = len(plan.units) - 1
     colours = ListedColormap(_colours(len(plan.units)))
     bar = figure.colorbar(ScalarMappable(Normalize(-0.5, last + 0.5), colours), ax=rows, pad=0.02, aspect=40)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     bar.ax.invert_yaxis()
     bar.set_label(f'unit, from {plan.units[0].name} (0) to {plan.units[-1].name} ({last})')
+
+
+def _png(figure: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format='png', dpi=150, metadata=_METADATA)
+    plt.close(figure)
+    return content.getvalue()
 
 
 def _finish(axes: Any) -> None:

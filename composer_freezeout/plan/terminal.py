@@ -1,14 +1,12 @@
 """A plan on the terminal."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from composer_freezeout.plan.plan import CostAware, Plan
+from composer_freezeout.plan.plan import CostAware, Plan
 
 __all__ = ['measurement', 'print_plan', 'yaml_costs']
 
@@ -18,7 +16,7 @@ def yaml_costs(unit_costs: Sequence[float]) -> str:
     return f'unit_costs: [{", ".join(f"{cost:g}" for cost in unit_costs)}]'
 
 
-def print_plan(plan: 'Plan', console: Console, file: str) -> None:
+def print_plan(plan: Plan, console: Console, file: str) -> None:
     """Prints a plan for people.
 
     Args:
@@ -63,7 +61,7 @@ def _print_lines(console: Console, lines: Sequence[str], style: str = '') -> Non
         console.print(escape(line), style=style, highlight=False)
 
 
-def _unit_table(plan: 'Plan') -> Table:
+def _unit_table(plan: Plan) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style='bold')
     table.add_column('unit', overflow='fold')
     for heading in ('parame-\nters', 'forward\nMFLOPs', 'of the\nstep', 'ms per\nstep', 't_i', 'freezes\nin epoch'):
@@ -89,7 +87,7 @@ def _milliseconds(forward: float | None, backward: float | None) -> str:
     return f'{milliseconds:,.1f}' if milliseconds < 1e3 else f'{milliseconds:,.0f}'
 
 
-def _prediction_table(plan: 'Plan') -> Table:
+def _prediction_table(plan: Plan) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style='bold')
     table.add_column('model')
     table.add_column('saved', justify='right')
@@ -114,7 +112,7 @@ def _prediction_table(plan: 'Plan') -> Table:
     return table
 
 
-def measurement(plan: 'Plan') -> str:
+def measurement(plan: Plan) -> str:
     """How the seconds of a plan were measured, in sentences; the plan has some."""
     measured = plan.measured
     assert measured is not None
@@ -130,7 +128,7 @@ def measurement(plan: 'Plan') -> str:
     return f'{text}, and loading a batch {measured.load_seconds:.2g} s.'
 
 
-def _shifted(cost_aware: 'CostAware') -> list[str]:
+def _shifted(cost_aware: CostAware) -> list[str]:
     costs = 'unit_costs' if cost_aware.measured_at_each else 'unit_costs (roughly; --unit-costs FILE measures each)'
     saving = (
         f'Cost-aware: with freeze times shifted by these {costs}, on average the same as the paper’s, it saves '
@@ -139,7 +137,7 @@ def _shifted(cost_aware: 'CostAware') -> list[str]:
     return [f'{saving}.', *([yaml_costs(cost_aware.unit_costs)] if cost_aware.measured_at_each else [])]
 
 
-def _print_advice(plan: 'Plan', console: Console, file: str) -> None:
+def _print_advice(plan: Plan, console: Console, file: str) -> None:
     prediction = plan.prediction
     assert plan.target is not None and prediction.t_0 is not None
     t_0 = f'{prediction.t_0:.3f}'

@@ -8,7 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ['CONFIG', 'MANIFEST', 'RECORD', 'json_safe', 'make_folder', 'write_bytes', 'write_json', 'write_text']
+__all__ = [
+    'CONFIG',
+    'MANIFEST',
+    'RECORD',
+    'json_safe',
+    'make_folder',
+    'try_folder',
+    'write_bytes',
+    'write_json',
+    'write_text',
+]
 
 # Of a run: what it measured, and its configuration with every default filled in.
 RECORD, CONFIG = 'record.json', 'config.yaml'
@@ -94,5 +104,24 @@ def make_folder(folder: Path) -> None:
         OSError: If it cannot be made or written to; names it, or the folder above it that is at fault.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / '.trial', b'trial')
-    (folder / '.trial').unlink()
+    try_folder(folder)
+
+
+def try_folder(folder: Path) -> None:
+    """Tries whether files can be written to a folder, or a folder be made where none is. Leaves nothing.
+
+    Args:
+        folder (Path): The folder.
+
+    Raises:
+        OSError: If not; names it, or the part of the path that is there.
+    """
+    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    trial = there / f'.trial.{os.getpid()}'
+    try:
+        trial.write_bytes(b'trial')
+        trial.unlink()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            trial.unlink()
+        raise OSError(error.errno, error.strerror, str(there)) from error

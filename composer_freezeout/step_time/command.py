@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 
-from composer_freezeout.results.files import make_folder, write_json
-from composer_freezeout.run.faults import ConfigError, Refused
-from composer_freezeout.run.processes import Stopped, execute, stoppable
+from composer_freezeout.results.files import make_folder, try_folder, write_json
+from composer_freezeout.run.faults import ConfigError, Refused, told
+from composer_freezeout.run.processes import Stopped, execute, rank, stoppable
 from composer_freezeout.run.threads import settle_threads
 from composer_freezeout.step_time.command_line import check, parser
 from composer_freezeout.step_time.record import FORMAT, Measurement
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parsed(argv)
-    console = Console(quiet=_rank() > 0)
+    console = Console(quiet=rank() > 0)
     try:
         if arguments.table is not None:
             return _print_table(arguments.table)
@@ -53,8 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell([': '.join(filter(None, _as_option(*fault))) for fault in error.faults])
     except Refused as error:
         _tell(error.lines)
-    except MemoryError as error:
-        _tell([f'out of memory: {error}; choose a smaller --batch-size, --image-size or --model'])
+    except Exception as error:
+        line = told(error)
+        if line is None:
+            raise
+        _tell([line])
     return 2
 
 
@@ -64,10 +67,6 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.out is not None and arguments.model is None:
         reader.error('--out needs --model')
     return arguments
-
-
-def _rank() -> int:
-    return int(os.environ.get('RANK', '0'))
 
 
 def _tell(lines: Sequence[str]) -> None:
@@ -98,6 +97,7 @@ def _print_table(folders: Sequence[Path]) -> int:
 
 def _measure(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
     check(arguments)
+    _writable(lambda: try_folder(arguments.out))
     # Before torch is imported, which is too late; processes that are started inherit it.
     settle_threads()
     from composer_freezeout.step_time.prepare import prepare
@@ -108,7 +108,7 @@ def _measure(arguments: argparse.Namespace, argv: Sequence[str], console: Consol
     if int(os.environ.get('WORLD_SIZE', '1')) < arguments.processes:
         return launch(arguments.processes, argv)
     record = _record(task, arguments, argv, console)
-    if _rank() == 0:
+    if rank() == 0:
         _writable(lambda: write_json(arguments.out / RECORD, record.model_dump()))
         _report(load_result(arguments.out), arguments.out, console)
     return 0

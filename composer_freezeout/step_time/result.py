@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from composer_freezeout.costs.saving import in_stages, interpolated, predicted_saving
 from composer_freezeout.method.schedule import freeze_stages, freeze_times
-from composer_freezeout.run.faults import Refused, faults_of
+from composer_freezeout.run.faults import Refused
+from composer_freezeout.run.validation import faults_of
 from composer_freezeout.step_time.record import Measurement
 
 __all__ = ['RECORD', 'Result', 'load_result']
