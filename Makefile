@@ -27,7 +27,7 @@ $(INSTALLED): setup.py setup.cfg pyproject.toml
 	@touch $@
 
 quickstart: $(INSTALLED)
-	$(BIN)/python benchmarks/compare.py yamls/quickstart --out runs/quickstart --overwrite \
+	$(BIN)/composer-freezeout compare quickstart --out runs/quickstart --overwrite \
 		--arms baseline,baseline_short,layer_freezing,freezeout
 
 # Two processes with a thread each: one module goes to one process.

@@ -89,7 +89,7 @@ def quietly(*command: object, cwd: Path, code: int = 0) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == code, done.stdout
     return done.stdout
@@ -132,6 +132,7 @@ def test_the_distributions_are_sound(distributions):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_wheel_runs_in_an_empty_folder(installed, tmp_path):
     command = installed / 'composer-freezeout'
     assert str(installed.parent) in quietly(
@@ -152,6 +153,7 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_source_distribution_runs_its_own_tests(distributions, tmp_path):
     (archive,) = distributions.glob('*.tar.gz')
     with tarfile.open(archive) as file:
