@@ -1,7 +1,6 @@
 """FreezeOut as a Composer algorithm: events in, calls out."""
 
 import copy
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,8 @@ from torch import nn
 from torch.compiler import set_stance
 
 from composer_freezeout.algorithm.lengthening import Lengthening
+from composer_freezeout.algorithm.messages import describe_end, describe_start, follow_composer
+from composer_freezeout.algorithm.metrics import log_batch
 from composer_freezeout.algorithm.progress import as_progress, parse_warmup, progress
 from composer_freezeout.algorithm.rivals import refuse_rivals, warn_of_schedulers
 from composer_freezeout.costs.flops import losses_of, step_flops_by_units_frozen
@@ -171,6 +172,7 @@ class FreezeOut(Algorithm):
         self._lengthening = Lengthening()
         self._warmup = 0.0
         self._execution: Execution | None = None
+        self._told = False
 
     @property
     def _freezer(self) -> LayerFreezer | None:
@@ -207,6 +209,7 @@ class FreezeOut(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Translates the event into calls of :class:`.LayerFreezer`."""
         if event is Event.INIT:
+            follow_composer()
             refuse_rivals(state.algorithms, FreezeOut)
             release_earlier(execution_of(state.model).module)
             self._begin(state)  # in another Trainer everything starts anew
@@ -242,6 +245,7 @@ class FreezeOut(Algorithm):
             freezer.epoch_end()
         elif event is Event.FIT_END:
             freezer.prefix.release()
+            self._tell_end(state, freezer)
 
     def freeze_times(self, num_units: int, t_0: float | None = None, heads: int = 1) -> tuple[float, ...]:
         """Progress at which each unit of a model will freeze.
@@ -295,6 +299,7 @@ class FreezeOut(Algorithm):
                 'drop_last=True, or train_subset_num_batches is 0; give it at least one batch'
             )
         self._set_warmup(state)
+        self._told = False
         self._execution = execution_of(state.model)
         self._restore(state)
         trainable = [p for p in state.model.parameters() if p.requires_grad]
@@ -357,6 +362,7 @@ class FreezeOut(Algorithm):
         assert freezer is not None and self._execution is not None
         if self.const_time and self._lengthening.at_first_batch(state, logger, lambda: self._predicted_saving(state)):
             self._set_warmup(state)
+        self._tell_start(state)
         done, before = progress(state), freezer.units_frozen
         if self._life.batch_start(done, self._warmup, int(state.timestamp.batch), running):
             now = freezer.units_frozen
@@ -364,19 +370,22 @@ class FreezeOut(Algorithm):
             log.info('FreezeOut %s %s at progress %.4f', 'froze' if now > before else 'thawed', names, done)
             freezer.follow(self._execution)
         if logger.destinations:
-            self._log(done, logger)
+            log_batch(state, logger, freezer, self._execution, done)
 
-    def _log(self, done: float, logger: Logger) -> None:
-        assert self._freezer is not None and self._execution is not None
-        metrics = {
-            'freezeout/progress': done,
-            'freezeout/units_frozen': self._freezer.units_frozen,
-            'freezeout/fraction_frozen': self._freezer.fraction_frozen,
-        }
-        metrics.update((f'freezeout/{name}', value) for name, value in self._execution.metrics().items())
-        rates = self._freezer.learning_rates()
-        metrics.update(zip(map(_lr_metric, rates), rates.values(), strict=True))
-        logger.log_metrics(metrics)
+    def _tell_start(self, state: State) -> None:
+        """Says once in each `fit` what there is to freeze, as soon as it is known."""
+        freezer = self._freezer
+        if freezer is None or self._told:
+            return
+        self._told = True
+        optimizer = type(state.optimizers[0]).__name__
+        times, frozen = freezer.freeze_times, freezer.units_frozen
+        saving = self._lengthening.saving
+        log.info('%s.', describe_start(freezer.partition, times, freezer.stages, optimizer, frozen, saving))
+
+    def _tell_end(self, state: State, freezer: LayerFreezer) -> None:
+        batches, saving = int(state.timestamp.batch), self._lengthening.saving
+        log.info('%s.', describe_end(freezer.partition, self._life.frozen_at, batches, saving))
 
     def _predicted_saving(self, state: State) -> float:
         assert self._freezer is not None and self._execution is not None
@@ -440,8 +449,3 @@ class FreezeOut(Algorithm):
             )
         if self._life.restore(saved) and self._freezer is not None:
             self._freezer.follow(execution)
-
-
-@functools.cache
-def _lr_metric(unit: str) -> str:
-    return f'freezeout/lr/{unit}'

@@ -24,6 +24,11 @@ class Lengthening:
         self.stretch: float | None = None
         self._to: Time | None = None
 
+    @property
+    def saving(self) -> float | None:
+        """What share of the FLOPs freezing is predicted to save, in ``[0, 1)``; None as long as nobody has counted."""
+        return None if self.stretch is None else 1 - 1 / self.stretch
+
     def at_fit_start(self, state: State) -> None:
         """Checks that the training is about to be lengthened, or has been.
 
