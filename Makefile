@@ -27,8 +27,7 @@ $(INSTALLED): setup.py setup.cfg pyproject.toml
 	@touch $@
 
 quickstart: $(INSTALLED)
-	$(BIN)/composer-freezeout compare quickstart --out runs/quickstart --overwrite \
-		--arms baseline,baseline_short,layer_freezing,freezeout
+	$(BIN)/composer-freezeout compare quickstart --overwrite --arms baseline,baseline_short,layer_freezing,freezeout
 
 # Two processes with a thread each: one module goes to one process.
 test: $(INSTALLED)

@@ -143,12 +143,11 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tmp_path):
     record = json.loads((tmp_path / 'runs' / 'quickstart' / 'freezeout' / 'record.json').read_text(encoding='utf-8'))
     assert record['effective']['total_batches'] == 2
     assert 'flops' in quietly(command, 'plan', 'quickstart', '--no-profile', cwd=tmp_path)
-    arms = 'baseline,freezeout'
-    quietly(command, 'compare', 'quickstart', '--out', 'compared', '--arms', arms, 'max_duration=2ba', cwd=tmp_path)
-    report = tmp_path / 'compared' / 'report.md'
+    quietly(command, 'compare', 'quickstart', '--arms', 'baseline,freezeout', 'max_duration=2ba', cwd=tmp_path)
+    report = tmp_path / 'runs' / 'quickstart-comparison' / 'report.md'
     written = report.read_bytes()
     report.unlink()
-    quietly(command, 'report', 'compared', cwd=tmp_path)
+    quietly(command, 'report', report.parent, cwd=tmp_path)
     assert report.read_bytes() == written
 
 
