@@ -32,7 +32,7 @@ def schedules() -> Figure:
     record = load_result(RESULTS / 'step_time-resnet20-cpu-2026-11-21').record
     names = [unit.name.removeprefix('module.') for unit in record.units]
     colours = [_DEPTH(index / (len(names) - 1)) for index in range(len(names))]
-    figure = Figure(figsize=(9, 5.6), layout='constrained')
+    figure = Figure(figsize=(9, 4.8), layout='constrained')
     panels, legend = figure.subfigures(1, 2, width_ratios=[7.4, 1.6], squeeze=False)[0]
     rows = panels.subplots(2, 2, sharex=True)
     for row, scale_lr in zip(rows, (False, True), strict=True):

@@ -94,7 +94,7 @@ def cost_aware_times(
     check_unit_costs(unit_costs, cost_shift)
     check_unit_count(unit_costs, len(times))
     paper, costs = np.array(times[:-1]), np.array(unit_costs[:-1], dtype=float)
-    # Said apart, so that rounding changes no bit.
+    # Equal costs shift nothing. Solving for it would change the last bits of the times.
     if np.all(costs == costs[0]):
         return tuple(times)
     costs /= costs.max()  # or the sum of large costs is infinite
