@@ -9,14 +9,20 @@ FREEZEOUT = {'name': 'freezeout', 't_0': 0.8, 'how_scale': 'cubic', 'scale_lr': 
 LAYER_FREEZING = {'name': 'layer_freezing', 'freeze_start': 0.5, 'freeze_level': 1.0}
 
 
-def record(arm: str, seed: int, accuracy: float | None = 0.9, seconds: float = 100.0) -> dict[str, Any]:
-    """Two epochs of ten batches; with FreezeOut, the first of two units freezes after half of them."""
+def record(
+    arm: str, seed: int, accuracy: float | None = 0.9, seconds: float = 100.0, cpu: float | None = None
+) -> dict[str, Any]:
+    """Two epochs of ten batches; with FreezeOut, the first of two units freezes after half of them.
+
+    Old records have no CPU seconds. A batch with nothing frozen takes the same with FreezeOut, in nine tenths of the
+    baseline's CPU seconds, as in the baseline.
+    """
     freezeout, layer_freezing = arm.startswith('freezeout'), arm.startswith('layer_freezing')
     units = [('module.a', 0.5, 10), ('module.b', 1.0, None)] if freezeout else []
     freezes = freezeout or layer_freezing
     rows = [(0.3, 0.6), (accuracy, 0.4)]
     segments = [(1, 9, 0.5, 0, 1000), (10, 10, 0.4, 1, 600)] if freezes else [(1, 19, 0.95, 0, 1000)]
-    return {
+    content = {
         'format': 1,
         'run_name': f'family-{arm}',
         'config_file': f'yamls/family/{arm}.yaml',
@@ -94,6 +100,17 @@ def record(arm: str, seed: int, accuracy: float | None = 0.9, seconds: float = 1
         'hardware': {'cpu': 'a CPU', 'threads': 2, 'gpu': None, 'memory_bytes': 2**34},
         'git': {'commit': 'abc123', 'dirty': False},
     }
+    return content if cpu is None else _with_cpu_seconds(content, cpu)
+
+
+def _with_cpu_seconds(content: dict[str, Any], cpu: float) -> dict[str, Any]:
+    share = cpu / content['training_seconds']
+    return content | {
+        'training_cpu_seconds': cpu,
+        'epochs': [row | {'training_cpu_seconds': row['training_seconds'] * share} for row in content['epochs']],
+        'segments': [row | {'cpu_seconds': row['seconds'] * share} for row in content['segments']],
+        'openmp': {'wait_policy': None, 'spin_count': '1000'},
+    }
 
 
 def manifest(arms: Sequence[str], seeds: Sequence[int], **changes: Any) -> dict[str, Any]:
@@ -113,6 +130,7 @@ def folder(
     out: Path,
     accuracies: Mapping[str, Sequence[float | None]],
     seconds: Mapping[str, float] | None = None,
+    cpu: Mapping[str, float] | None = None,
     **changes: Any,
 ) -> Path:
     """A comparison with seeds 0, 1, …; an arm with fewer accuracies lacks the last seeds."""
@@ -120,8 +138,10 @@ def folder(
     for arm, values in accuracies.items():
         for seed, accuracy in enumerate(values):
             # The times of an arm spread by 1 %.
-            time = (seconds or {}).get(arm, 100.0) * (1 + 0.01 * (seed - (len(values) - 1) / 2))
-            write(out / arm / f'seed{seed}' / 'record.json', record(arm, seed, accuracy, time))
+            spread = 1 + 0.01 * (seed - (len(values) - 1) / 2)
+            time = (seconds or {}).get(arm, 100.0) * spread
+            one = record(arm, seed, accuracy, time, None if cpu is None else cpu[arm] * spread)
+            write(out / arm / f'seed{seed}' / 'record.json', one)
     write(out / 'comparison.json', manifest(list(accuracies), list(seeds), **changes))
     return out
 

@@ -1,16 +1,19 @@
 """Trains every arm of a family with several seeds and compares them.
 
-``composer-freezeout compare yamls/quickstart --out runs/quickstart``
+``composer-freezeout compare quickstart --out runs/quickstart``
 
-An arm is a YAML file of the family's folder, or derived from such files: ``baseline_short`` is the baseline with its
-schedule compressed into the time that ``freezeout`` took, ``baseline_short_cost_aware`` the same for
-``freezeout_cost_aware``, ``layer_freezing_matched`` is Composer's LayerFreezing with ``freeze_start`` solved so that it
-is predicted to save what ``freezeout`` is.
+A family is a folder, or the name of one that is installed. An arm is a YAML file in it, or derived from such files:
+``baseline_short`` is the baseline with its schedule compressed into the time that ``freezeout`` took,
+``baseline_short_cost_aware`` the same for ``freezeout_cost_aware``, ``layer_freezing_matched`` is Composer's
+LayerFreezing with ``freeze_start`` solved so that it is predicted to save what ``freezeout`` is.
 
 Every run is a process of its own. The runs are interleaved: all arms with the first seed, then all with the next, in an
 order that moves on by one, so that a machine that slows down slows all arms down alike. The length of a shortened
 baseline in a round comes from the mean times of ``baseline`` and its arm up to that round: waiting for all of them
 would put all its runs at the end. So its length may differ a little between seeds; each record has its own.
+
+Where other processes held up some arms more than others, which shows in the CPU time that they got, CPU times are
+compared in place of wall-clock, or nothing is judged; the report says so.
 
 What has been finished is not done again: after an interruption, the same command goes on.
 """
@@ -67,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     families = ', '.join(names())
     parser.add_argument('family', help=f'folder with a YAML file per arm, or a family that is installed: {families}')
-    parser.add_argument('--out', type=Path, required=True, help='folder for the results; runs in it are taken over')
+    parser.add_argument(
+        '--out', type=Path, help='folder of results, whose runs are taken over (runs/FAMILY-comparison)'
+    )
     parser.add_argument(
         '--seeds', type=number_of_seeds, default=1, metavar='N', help="how many, from the files' seed on (1)"
     )
@@ -93,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.out is None:
+        # Beside the folders that the family's own files name: a run in one of these is not taken over.
+        arguments.out = Path('runs', f'{Path(arguments.family).resolve().name}-comparison')
     command = same_command('compare', argv)
     settle_threads()
 

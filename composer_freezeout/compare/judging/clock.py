@@ -5,11 +5,11 @@ it tells more of them than of freezing. That shows in how many cores a run had: 
 Freezing changes this number by a few hundredths only, so that arms with other numbers of cores were held up.
 
 CPU time doesn't grow while a run waits for its turn. But it does grow where caches and cores are shared, and while
-threads wait in a loop. Whether it is fit to compare shows in work that is the same: batches with nothing frozen, in all
-runs, and the batches of one arm.
+threads wait in a loop. Whether it is fit to compare shows in work that is the same in all arms: batches with nothing
+frozen.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ __all__ = ['SAME_CORES', 'SAME_WORK', 'WALL', 'Clock', 'choose_clock', 'cores', 
 
 # Arms whose numbers of cores differ by no more than this share had the machine to themselves alike.
 SAME_CORES = 0.10
-# CPU times of the same work that differ by no more than this share are comparable.
+# Arms whose CPU times for the same work differ by no more than this share are comparable.
 SAME_WORK = 0.10
 # Passes of the waiting loop of OpenMP's threads, up to which it costs no time that counts.
 _SHORT_SPIN = 10_000
@@ -88,7 +88,8 @@ def choose_clock(runs: Mapping[str, Sequence[Record]]) -> Clock:
     )
     if any(map(_spins, records)):
         return Clock('none', f'{held_up}, and neither does CPU time, as waiting threads used it up. {_AGAIN}')
-    spread = max((_spread(times) for times in _same_work(runs) if len(times) > 1), default=0.0)
+    same_work = [seconds for group in runs.values() if (seconds := _before_any_froze(group)) is not None]
+    spread = _spread(same_work) if same_work else 0.0
     if spread > SAME_WORK:
         found = f'CPU time for the same work differs by up to {100 * spread:.0f} %'
         return Clock('none', f'{held_up}, and neither does CPU time: {found}. {_AGAIN}')
@@ -132,20 +133,16 @@ def _spread(values: Sequence[float]) -> float:
     return max(values) / min(values) - 1 if min(values) > 0 else float('inf')
 
 
-def _same_work(runs: Mapping[str, Sequence[Record]]) -> Iterator[list[float]]:
-    """CPU seconds per batch, of groups of batches that do the same."""
-    yield [seconds for group in runs.values() for record in group if (seconds := _before_any_froze(record)) is not None]
-    for group in runs.values():
-        yield [(record.training_cpu_seconds or 0.0) / record.effective.total_batches for record in group]
-
-
-def _before_any_froze(record: Record) -> float | None:
+def _before_any_froze(records: Sequence[Record]) -> float | None:
     """CPU seconds per batch with as much trained as ever in the run; None where they were not measured."""
-    trainable = max((segment.trainable_parameters for segment in record.segments), default=0)
-    whole = [segment for segment in record.segments if segment.trainable_parameters == trainable and segment.batches]
-    if not whole or any(segment.cpu_seconds is None for segment in whole):
+    whole = []
+    for record in records:
+        trainable = max((segment.trainable_parameters for segment in record.segments), default=0)
+        whole += [segment for segment in record.segments if segment.trainable_parameters == trainable]
+    batches = sum(segment.batches for segment in whole)
+    if not batches or any(segment.cpu_seconds is None for segment in whole):
         return None
-    return sum(segment.cpu_seconds or 0.0 for segment in whole) / sum(segment.batches for segment in whole)
+    return sum(segment.cpu_seconds or 0.0 for segment in whole) / batches
 
 
 def _spins(record: Record) -> bool:

@@ -87,7 +87,7 @@ def _definitions(comparison: Comparison) -> list[str]:
             'CPU time is that of training, over all threads and data workers. Divided by wall-clock it is the number '
             'of cores that training had. If on a CPU that number differs between arms by more than '
             f'{number_text(SAME_CORES, 0, 100)} %, other processes held up some of them, and CPU times are compared in '
-            'place of wall-clock. If CPU times of the same work (batches with nothing frozen; runs of one arm) differ '
+            'place of wall-clock. If CPU times of the same work, batches with nothing frozen, differ between arms '
             f'by more than {number_text(SAME_WORK, 0, 100)} %, or if waiting threads use CPU time, nothing is judged.'
         )
     return lines

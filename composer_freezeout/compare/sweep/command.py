@@ -1,6 +1,6 @@
 """Explores the settings of FreezeOut, and judges the best against baselines of several lengths.
 
-``composer-freezeout sweep yamls/quickstart --trials 20 --out runs/sweep``
+``composer-freezeout sweep quickstart --trials 20 --out runs/sweep``
 
 Optuna looks for settings with a high accuracy and a high saving on the choosing seeds. The saving is the one predicted
 from FLOPs: it is the same on a busy machine, and what it leaves out shows when times are measured. The settings that no
@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         'family', help=f'folder with baseline.yaml and freezeout.yaml, or a family that is installed: {families}'
     )
-    parser.add_argument('--out', type=Path, required=True, help='folder for the results; runs in it are taken over')
+    parser.add_argument(
+        '--out', type=Path, help='folder for the results, whose runs are taken over (runs/FAMILY-sweep)'
+    )
     parser.add_argument('--trials', type=number_of_seeds, default=20, metavar='N', help='settings that are tried (20)')
     parser.add_argument(
         '--choose-seeds', type=number_of_seeds, default=2, metavar='N', help='seeds that settings are chosen by (2)'
@@ -121,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.out is None:
+        arguments.out = Path('runs', f'{Path(arguments.family).resolve().name}-sweep')
     command = same_command('sweep', argv)
     settle_threads()
 
