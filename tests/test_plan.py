@@ -19,13 +19,17 @@ from composer_freezeout import FreezeOut, cli
 from composer_freezeout.costs.saving import predicted_saving
 from composer_freezeout.method.allocation import measured_unit_costs
 from composer_freezeout.method.schedule import freeze_times
+from composer_freezeout.plan.cost_models import COST_MODELS
 from composer_freezeout.plan.make import make_plan
 from composer_freezeout.plan.plan import Plan
+from composer_freezeout.plan.plots import STYLES
 from composer_freezeout.plan.terminal import print_plan
 from composer_freezeout.run.command import main as run
 from composer_freezeout.run.config import load, parse
 from composer_freezeout.run.faults import ConfigError
 from composer_freezeout.run.yaml_files import apply_overrides, read_yaml
+
+from .limits import no_file_beyond
 
 ROOT = Path(__file__).parent.parent
 CIFAR, IMAGENET = (str(ROOT / 'yamls' / name) for name in ('resnet56_cifar10', 'resnet50_imagenet'))
@@ -335,7 +339,7 @@ def test_what_is_printed_fits(yaml):
         print_plan(plan, console, 'a.yaml')
         lines = console.file.getvalue().splitlines()
         # All but the command, which is one line to copy.
-        assert all(len(line.rstrip()) <= width for line in lines if not line.startswith('  composer run'))
+        assert all(len(line.rstrip()) <= width for line in lines if not line.startswith('  composer-freezeout run'))
         # A line for each unit, none of them folded.
         assert sum('layer' in line for line in lines) == sum('layer' in unit.name for unit in plan.units)
 
@@ -384,6 +388,13 @@ def test_the_written_costs_can_be_used(yaml, tmp_path, capsys):
          ['command line: algorithms.0.unit_costs: unit_costs must be in [0, ∞), got -2']),
         (['TINY', 'algorithms.0.cost_shift=0.5'],
          ['command line: algorithms.0.cost_shift: cost_shift=0.5 shifts nothing without unit_costs; ']),
+        (['TINY', 'optimizer.lr=-1'], ['TINY with optimizer.lr=-1: optimizer: Invalid learning rate: -1']),
+        (['TINY', 'model.in_channels=3', 'train_data={name: image_folder, root: x, batch_size: 1, image_size: 999999}'],
+         ['command line: train_data.image_size: 2 random images of 999999x999999 take 23,999.9 GB, and ']),
+        (['TINY', 'model.in_channels=3', 'train_data={name: image_folder, root: no, cache: true, batch_size: 1}',
+          '--image-size', '1000000'],
+         ['command line: --image-size: 2 random images of 1000000x1000000 take 24,000.0 GB, and ']),
+        (['TINY', '--out', '/proc/plan'], ['command line: --out: /proc cannot be written: ']),
         (['TINY', '--target', '0.9'], ['command line: --target: 90.0% is out of reach: t_0 in (0, 1) saves ']),
     ],
 )  # fmt: skip
@@ -394,6 +405,34 @@ def test_bad_input_is_told_in_a_line_each(arguments, lines, yaml, tmp_path, caps
     told = err.splitlines()
     assert len(told) == len(lines)
     assert all(line.startswith(start.replace('TINY', str(yaml))) for line, start in zip(told, lines, strict=True)), told
+
+
+def test_a_step_beyond_memory_is_refused_before_it_is_made(yaml, monkeypatch, capsys):
+    monkeypatch.setattr('composer_freezeout.run.memory.available_bytes', lambda: 100_000)
+    code, out, err = command(capsys, yaml, '--no-profile', 'train_data.image_size=64')
+    assert (code, out) == (2, '')
+    assert err.count('\n') == 1 and 'GB of memory are free; ' in err
+
+
+def test_a_full_disk_loses_no_plan(yaml, tmp_path, capsys):
+    (tmp_path / 'plan.json').write_text('the one before')
+    with no_file_beyond(1000):
+        code, _, err = command(capsys, yaml, '--no-profile', '--out', tmp_path)
+    file = tmp_path / 'plan.json'
+    assert (code, err) == (2, f'command line: --out: {file} cannot be written: File too large; choose another place\n')
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['the one before']
+
+
+def test_each_cost_model_is_drawn():
+    assert set(COST_MODELS) == set(STYLES)
+
+
+def test_a_family_is_planned_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(capsys, 'quickstart', '--no-profile')
+    assert (code, err) == (0, '')
+    assert 'runs/plan/quickstart-freezeout: plan.json' in out
+    assert 'composer-freezeout run quickstart' in out or 'To save' not in out
 
 
 @pytest.mark.parametrize(

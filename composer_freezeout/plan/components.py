@@ -83,6 +83,8 @@ def components_of(config: RunConfig) -> Components:
         faults.append(Fault(f'algorithms.{ours[1]}', 'FreezeOut stands more than once in `algorithms`; give it once'))
     if faults:
         raise ConfigError(faults)
+    # What its constructor refuses, such as a rate below 0, is told although nothing may be measured.
+    bound['optimizer'].build([torch.nn.Parameter(torch.zeros(1))])
     others = ', '.join(entry.name for entry in config.algorithms if entry.name != 'freezeout')
     notes = [f'other algorithms of the file are left out of the plan: {others}'] if others else []
     if ours:

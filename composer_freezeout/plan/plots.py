@@ -14,10 +14,16 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from composer_freezeout.method.schedule import freeze_times, lr_factor
-from composer_freezeout.plan.plan import Plan
+from composer_freezeout.plan.plan import CostModel, Plan
 
-__all__ = ['plot_frozen', 'plot_schedules']
+__all__ = ['STYLES', 'plot_frozen', 'plot_schedules']
 
+# How each cost model is drawn: its label and colour.
+STYLES: dict[CostModel, tuple[str, str]] = {
+    'paper': ("a step's cost saved, as the paper estimates", 'tab:orange'),
+    'flops': ("a step's FLOPs saved", 'tab:blue'),
+    'seconds': ("a step's seconds saved, measured", 'tab:green'),
+}
 _POINTS = 400
 # Without it PNGs name the version of matplotlib, and differ where the picture doesn't.
 _METADATA = {'Software': None}
@@ -83,14 +89,10 @@ def plot_frozen(plan: Plan) -> bytes:
     parameters = [unit.parameters for unit in plan.units]
     frozen = [sum(parameters[:k]) / sum(parameters) for k in range(len(plan.units))]
     axes.stairs(frozen, moments, fill=True, color='0.88', label='parameters frozen')
-    labels = {
-        'paper': "a step's cost saved, as the paper estimates",
-        'flops': "a step's FLOPs saved",
-        'seconds': "a step's seconds saved, measured",
-    }
-    for prediction, colour in zip(plan.predictions, ('tab:orange', 'tab:blue', 'tab:green'), strict=False):
+    for prediction in plan.predictions:
+        meaning, colour = STYLES[prediction.model]
         saved = [1 - cost / prediction.step_costs[0] for cost in prediction.step_costs]
-        label = f'{labels[prediction.model]}: {prediction.saving:.1%} of the run'
+        label = f'{meaning}: {prediction.saving:.1%} of the run'
         moments_due = [0.0, *(unit.t_i for unit in plan.units[:-1]), 1.0]
         axes.stairs(saved, moments_due, baseline=None, color=colour, linewidth=1.6, label=label)
     axes.set_xlim(0, 1)

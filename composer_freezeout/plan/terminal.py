@@ -143,7 +143,7 @@ def _print_advice(plan: Plan, console: Console, file: str) -> None:
     t_0 = f'{prediction.t_0:.3f}'
     _print_lines(console, [f'To save {plan.target:.1%} ({prediction.model}):'])
     if plan.algorithm is not None:
-        command = f'  composer run {file} algorithms.{plan.algorithm}.t_0={t_0}'
+        command = f'  composer-freezeout run {file} algorithms.{plan.algorithm}.t_0={t_0}'
     else:
         command = f'  algorithms:\n    - name: freezeout\n      t_0: {t_0}\n      how_scale: {plan.how_scale}'
     console.print(escape(command), highlight=False, soft_wrap=True)
