@@ -14,7 +14,7 @@ from composer.utils import dist, get_device, reproducibility
 from composer_freezeout.run import registry
 from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data import build_data, per_rank
-from composer_freezeout.run.faults import Attempts, ConfigError, Fault
+from composer_freezeout.run.faults import Attempts, ConfigError, Fault, SectionFault, disk_error
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.recorder import Recorder
 from composer_freezeout.run.registry import Bound, bind
@@ -75,14 +75,11 @@ class Parts:
             trainer = Trainer(**keywords)
         except ValueError as error:
             message = ' '.join(str(error).split())
-            raise ConfigError([Fault('', f'the parts of this run do not go together: {message}')]) from error
+            raise ConfigError([SectionFault('', f'the parts of this run do not go together: {message}', '')]) from error
         except (EOFError, KeyError, OSError, RuntimeError, UnpicklingError) as error:
-            load_path = self.keywords.get('load_path')
-            if load_path is None:
+            fault = _checkpoint_fault(self.config, error)
+            if fault is None:
                 raise
-            reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
-            remedy = 'give a whole checkpoint that Composer made of this model and optimizer'
-            fault = Fault('checkpoint.load_path', f'{load_path!r} cannot be loaded ({reason}); {remedy}')
             raise ConfigError([fault]) from error
         return Run(
             trainer=trainer,
@@ -91,6 +88,22 @@ class Parts:
             train_samples=self.train.num_samples or 0,
             eval_samples=self.evaluation.num_samples if self.evaluation is not None else None,
         )
+
+
+def _checkpoint_fault(config: RunConfig, error: Exception) -> Fault | None:
+    """What is wrong with the checkpoint that training was to start from; None if there is none, or its disk is full."""
+    checkpoint = config.checkpoint
+    if checkpoint is None or disk_error(error) is not None:
+        return None
+    reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+    latest = config.checkpoint_folder / f'latest-rank{dist.get_global_rank()}.pt'
+    if checkpoint.resume and latest.exists():
+        remedy = f'copy an earlier one over it, or remove {str(config.checkpoint_folder)!r} to begin anew'
+        return Fault('checkpoint.resume', f'{str(latest)!r} cannot be loaded ({reason}); {remedy}')
+    if checkpoint.load_path is None:
+        return None
+    remedy = 'give a whole checkpoint that Composer made of this model and optimizer'
+    return Fault('checkpoint.load_path', f'{checkpoint.load_path!r} cannot be loaded ({reason}); {remedy}')
 
 
 def assemble(config: RunConfig) -> Parts:
@@ -165,6 +178,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
             'save_interval': config.checkpoint.interval,
             'save_num_checkpoints_to_keep': config.checkpoint.keep or -1,
             'autoresume': config.checkpoint.resume,
+            # Of a run that was ended while it wrote one, that is there in part.
+            'save_overwrite': config.checkpoint.resume,
             'load_path': config.checkpoint.load_path,
             'load_progress_bar': config.progress_bar,
         }

@@ -3,7 +3,7 @@
 import difflib
 import errno
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,8 +13,12 @@ __all__ = [
     'ConfigError',
     'Fault',
     'Refused',
+    'SectionFault',
     'describe',
+    'disk_error',
+    'dotted',
     'nearest',
+    'shortened',
     'shown',
     'suggest',
     'told',
@@ -24,9 +28,10 @@ T = TypeVar('T')
 
 COMMAND_LINE = 'command line'
 
-_REMEDIES = dict.fromkeys(
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'free some space, or let the output go to another disk'
-) | dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), 'change its permissions, or choose another place')
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REMEDIES = dict.fromkeys(_FULL, 'free some space, or let the output go to another disk') | dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), 'change its permissions, or choose another place'
+)
 # torch has no type of its own for an allocation that fails on the CPU.
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
@@ -41,6 +46,24 @@ class Fault(NamedTuple):
 
     path: str
     message: str
+
+
+class SectionFault(Fault):
+    """What is wrong with several values of a section together, or with one that its error does not name.
+
+    Args:
+        path (str): Dotted path of the key, or of the section.
+        message (str): What is wrong.
+        section (str): Dotted path of the section, empty for the whole.
+    """
+
+    section: str
+
+    def __new__(cls, path: str, message: str, section: str) -> 'SectionFault':
+        """See the class."""
+        fault = super().__new__(cls, path, message)
+        fault.section = section
+        return fault
 
 
 class ConfigError(ValueError):
@@ -161,8 +184,35 @@ def shown(value: object) -> str:
     """
     if value is None:
         return 'null'
-    text = repr(value)
-    return f'{text if len(text) <= 60 else text[:57] + "..."} ({_TYPE_NAMES.get(type(value), type(value).__name__)})'
+    return f'{shortened(value)} ({_TYPE_NAMES.get(type(value), type(value).__name__)})'
+
+
+def shortened(value: object) -> str:
+    """A value in an error message, without its type.
+
+    Args:
+        value (object): The value.
+
+    Returns:
+        str: Its first characters.
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python converts
+        text = 'a number of thousands of digits'
+    return text if len(text) <= 60 else text[:57] + '...'
+
+
+def dotted(*keys: object) -> str:
+    """A key path.
+
+    Args:
+        *keys (object): Keys, from the outermost one; None and empty ones are left out.
+
+    Returns:
+        str: The keys with dots between them.
+    """
+    return '.'.join(str(key) for key in keys if key not in (None, ''))
 
 
 def describe(fault: Fault, path: str | Path, overrides: Sequence[str] = ()) -> str:
@@ -174,7 +224,8 @@ def describe(fault: Fault, path: str | Path, overrides: Sequence[str] = ()) -> s
         overrides (Sequence[str]): The ``key=value`` pairs that were laid over it.
 
     Returns:
-        str: ``<file>: <key>: <message>``, or ``command line`` for the file where an override set the value.
+        str: ``<file>: <key>: <message>``; ``command line`` for the file where an override set the value, or
+        ``<file> with <key=value>`` where an override may have a part in it.
     """
     overridden = [override.partition('=')[0] for override in overrides]
     unknown = fault.message.startswith('unknown key')
@@ -184,6 +235,11 @@ def describe(fault: Fault, path: str | Path, overrides: Sequence[str] = ()) -> s
         for key in overridden
     )
     source = COMMAND_LINE if from_command_line else str(path)
+    if not from_command_line and isinstance(fault, SectionFault):
+        # Any value of the section may be to blame, and those of the command line are not in the file.
+        inside = f'{fault.section}.' if fault.section else ''
+        given = [override for override, key in zip(overrides, overridden, strict=True) if key.startswith(inside)]
+        source = ' '.join([source, *(['with', *given] if given else [])])
     return ': '.join(filter(None, [source, fault.path, fault.message]))
 
 
@@ -196,14 +252,38 @@ def told(error: BaseException) -> str | None:
     Returns:
         str, optional: The line; None if the error is of another kind, which only its traceback explains.
     """
-    text = ' '.join(str(error).split())
+    # Others are raised in the place of these; of what lies behind another error, only they are its reason.
+    if disk := disk_error(error):
+        return _told_of_file(disk)
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _REMEDIES):
-        remedy = _REMEDIES.get(error.errno or 0, 'make it readable, or name another file')
-        return f'{error.filename or "a file"}: {error.strerror}; {remedy}'
-    if isinstance(error, RuntimeError) and 'PytorchStreamWriter failed' in text:
-        return f'a checkpoint cannot be written ({text[:200]}); {_REMEDIES[errno.ENOSPC]}'
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
-        return (
-            f'not enough memory ({text[:200] or type(error).__name__}); take smaller batches, data or a smaller model'
-        )
+        return _told_of_file(error)
+    for cause in _causes(error):
+        text = ' '.join(str(cause).split())[:200]
+        if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _NO_MEMORY.search(text)):
+            return f'not enough memory ({text or "for Python"}); take smaller batches, or a smaller model or data set'
     return None
+
+
+def _told_of_file(error: OSError) -> str:
+    remedy = _REMEDIES.get(error.errno or 0, 'make it readable, or name another file')
+    return f'{error.filename or "a file"}: {error.strerror}; {remedy}'
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The full disk, or the limit of a user's space, that an error comes from.
+
+    Args:
+        error (BaseException): What was raised; torch and Composer raise others in its place.
+
+    Returns:
+        OSError, optional: None if it comes from something else.
+    """
+    return next((e for e in _causes(error) if isinstance(e, OSError) and e.errno in _FULL), None)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import psutil
 
-from composer_freezeout.run.faults import ConfigError, Fault
+from composer_freezeout.run.faults import ConfigError, SectionFault
 
 __all__ = ['available_bytes', 'check_memory', 'gigabytes']
 
@@ -59,4 +59,4 @@ def check_memory(size: int, path: str, what: str, remedy: str) -> None:
     available = available_bytes()
     if size > available:
         fault = f'{what} take {gigabytes(size)}, and {gigabytes(available)} of memory are free; {remedy}'
-        raise ConfigError([Fault(path, fault)])
+        raise ConfigError([SectionFault(path, fault, path.rpartition('.')[0] or path)])

@@ -11,6 +11,7 @@ import inspect
 import re
 from typing import Any
 
+import torch
 import torchvision
 from composer.models import ComposerClassifier
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 from composer_freezeout.run.cifar_networks import CifarDenseNet, CifarResNet, CifarVGG16, CifarWideResNet
 from composer_freezeout.run.config import ModelConfig
 from composer_freezeout.run.faults import ConfigError, Fault, suggest
+from composer_freezeout.run.memory import check_memory
 from composer_freezeout.run.registry import constructed
 from composer_freezeout.run.signatures import check_arguments
 
@@ -44,20 +46,32 @@ def build_model(config: ModelConfig, path: str = 'model') -> ComposerClassifier:
         ComposerClassifier: The network with cross entropy and accuracy.
 
     Raises:
-        ConfigError: If the name or an argument is unknown or refused.
+        ConfigError: If the name or an argument is unknown or refused, or memory cannot hold the network.
     """
+    _check_size(config, path)
+    return ComposerClassifier(_network(config, path), num_classes=config.num_classes)
+
+
+def _check_size(config: ModelConfig, path: str) -> None:
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device('meta'):
+            size = sum(parameter.nbytes for parameter in _network(config, path).parameters())
+    except NotImplementedError:  # RegNets compute their widths with tensors
+        return
+    check_memory(2 * size, path, f'weights and gradients of {config.name}', 'choose a smaller network')
+
+
+def _network(config: ModelConfig, path: str) -> nn.Module:
     torchvision_names = torchvision.models.list_models(module=torchvision.models)
     if config.name in torchvision_names:
-        network = _torchvision(config, path)
-    elif config.name in _CIFAR_NETWORKS:
-        network = _cifar_network(_CIFAR_NETWORKS[config.name], config, path)
-    elif match := _CIFAR_RESNET.fullmatch(config.name):
-        network = _cifar_resnet(int(match[1]), config, path)
-    else:
-        cifar_names = [*(f'resnet{depth}' for depth in (8, 14, 20, 32, 44, 56, 110)), *_CIFAR_NETWORKS]
-        fault = f'unknown name {config.name!r}; {suggest(config.name, [*cifar_names, *torchvision_names])}'
-        raise ConfigError([Fault(f'{path}.name', fault)])
-    return ComposerClassifier(network, num_classes=config.num_classes)
+        return _torchvision(config, path)
+    if config.name in _CIFAR_NETWORKS:
+        return _cifar_network(_CIFAR_NETWORKS[config.name], config, path)
+    if match := _CIFAR_RESNET.fullmatch(config.name):
+        return _cifar_resnet(int(match[1]), config, path)
+    cifar_names = [*(f'resnet{depth}' for depth in (8, 14, 20, 32, 44, 56, 110)), *_CIFAR_NETWORKS]
+    fault = f'unknown name {config.name!r}; {suggest(config.name, [*cifar_names, *torchvision_names])}'
+    raise ConfigError([Fault(f'{path}.name', fault)])
 
 
 def _cifar_resnet(depth: int, config: ModelConfig, path: str) -> nn.Module:

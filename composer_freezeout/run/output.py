@@ -6,7 +6,7 @@ from pathlib import Path
 
 from composer_freezeout.results.files import CONFIG, RECORD, make_folder
 from composer_freezeout.run.config import RunConfig
-from composer_freezeout.run.faults import ConfigError, Fault
+from composer_freezeout.run.faults import ConfigError, Fault, disk_error
 
 __all__ = ['check_output', 'prepare_output']
 
@@ -48,7 +48,8 @@ def prepare_output(config: RunConfig, *, clear: bool) -> None:
             for subfolder in (config.checkpoint_folder, folder / 'tensorboard'):
                 shutil.rmtree(subfolder, ignore_errors=True)
     except OSError as error:
-        fault = f'{config.output!r} cannot be written to: {error.strerror}; free some space, or choose another folder'
+        remedy = 'choose another folder' if disk_error(error) is None else 'free some space there'
+        fault = f'{config.output!r} cannot be written to: {error.strerror}; {remedy}'
         raise ConfigError([Fault('output', fault)]) from error
 
 

@@ -21,7 +21,7 @@ from composer.loggers import LoggerDestination
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
 from composer_freezeout.run.config import Component
-from composer_freezeout.run.faults import ConfigError, Fault, suggest
+from composer_freezeout.run.faults import ConfigError, Fault, SectionFault, suggest
 from composer_freezeout.run.signatures import Constructor, check_arguments
 
 __all__ = ['ALGORITHMS', 'CALLBACKS', 'LOGGERS', 'OPTIMIZERS', 'SCHEDULERS', 'Bound', 'bind', 'constructed']
@@ -128,7 +128,7 @@ class constructed:
         words = re.findall(r'\w+', message)
         culprit = next((name for name in self.arguments if words and words[0] == name), None)
         path = self.path if culprit is None else f'{self.path}.{culprit}'
-        raise ConfigError([Fault(path, message)]) from error
+        raise ConfigError([SectionFault(path, message, self.path)]) from error
 
 
 def bind(table: Mapping[str, Constructor], entry: Component, path: str, positional: int = 0) -> Bound:

@@ -34,7 +34,7 @@ _PREFIX = 'arg_'  # pydantic reserves some field names (`model_…`, `copy`); ar
 def _time(value: str) -> str:
     try:
         Time.from_timestring(value)
-    except (ValueError, AssertionError):
+    except (ValueError, TypeError, AssertionError):
         raise ValueError("must be a time string such as '5ep', '100ba' or '0.1dur'") from None
     return value
 

@@ -15,7 +15,7 @@ from composer_freezeout.results.files import CONFIG, RECORD, json_safe, write_js
 from composer_freezeout.results.record import FORMAT, Effective, Record
 from composer_freezeout.run.build import Run, assemble
 from composer_freezeout.run.config import RunConfig
-from composer_freezeout.run.faults import ConfigError, Fault, Refused
+from composer_freezeout.run.faults import ConfigError, Fault, Refused, disk_error
 from composer_freezeout.run.image_files import UnreadableImage
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.output import prepare_output
@@ -84,6 +84,12 @@ def _fit(run: Run, config: RunConfig) -> None:
         raise ConfigError([Fault(given[0], str(error))]) from error
     except UnreadableImage as error:
         raise Refused(str(error)) from error
+    except (OSError, RuntimeError) as error:
+        disk = disk_error(error)
+        if disk is None:
+            raise
+        again = 'train again' if config.checkpoint is None else 'continue with checkpoint.resume=true'
+        raise Refused(f'{config.output}: {disk.strerror}; free some space there, and {again}') from error
 
 
 def _record(run: Run, config: RunConfig, origin: Mapping[str, Any], started: str) -> Record:

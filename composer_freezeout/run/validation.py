@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from composer_freezeout.run.faults import Fault, nearest, shown, suggest
+from composer_freezeout.run.faults import Fault, dotted, nearest, shown, suggest
 
 __all__ = ['faults_of']
 
@@ -91,18 +91,14 @@ def faults_of(error: ValidationError, schema: type[BaseModel], raw: object, pref
         path = _key_path(entry['loc'], raw, missing=entry['type'] == 'missing')
         if entry['type'].startswith('union_tag'):
             path += ('name',)
-        messages.setdefault(_dotted(prefix, *path), []).append(_message(entry, schema))
+        messages.setdefault(dotted(prefix, *path), []).append(_message(entry, schema))
         if entry['type'] == 'extra_forbidden':
             near = nearest(str(path[-1]), _valid_keys(schema, entry['loc'][:-1]))
-            meant.add(_dotted(prefix, *path[:-1], near))
+            meant.add(dotted(prefix, *path[:-1], near))
     # A required key that is misspelt is one fault, not two.
     return [
         Fault(path, _merged(texts)) for path, texts in messages.items() if not (path in meant and texts == [_MISSING])
     ]
-
-
-def _dotted(*keys: object) -> str:
-    return '.'.join(str(key) for key in keys if key not in (None, ''))
 
 
 def _merged(texts: list[str]) -> str:
