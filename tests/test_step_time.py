@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch
 import torchvision
 from composer.core import Event
 
+from composer_freezeout.costs.activations import saved_bytes
 from composer_freezeout.freezing.execution.compiled import DEFAULT_STAGES
 from composer_freezeout.method.schedule import freeze_times
 from composer_freezeout.step_time import bars as step_bars
@@ -29,9 +31,11 @@ from composer_freezeout.step_time import report as step_report
 from composer_freezeout.step_time import result as step_result
 from composer_freezeout.step_time import variants as step_variants
 from composer_freezeout.step_time import workload as step_workload
-from composer_freezeout.step_time.record import Conditions, Measurement, VariantName
+from composer_freezeout.step_time.command_line import OPTIMIZER_NAMES
+from composer_freezeout.step_time.record import VARIANTS, Conditions, Measurement, VariantName
 from composer_freezeout.step_time.with_freezeout import WithFreezeOut
 
+from .limits import no_file_beyond
 from .networks import DenseNet, ResidualNet, chain
 
 ROOT = Path(__file__).parent.parent
@@ -508,6 +512,13 @@ def test_what_was_not_measured_has_no_value(measured):
         (['--one', 'nowhere', '--processes', '2'], 'not a record of step times (No such file or directory)'),
         (['--processes', '2', '--stages', '0,8'], '--stages: 8 of 8 units cannot be frozen; at most 7 can'),
         (['--model', 'vgg16_cifar'], 'vgg16_cifar cannot handle images of 8x8 pixels'),
+        (['--model', 'vit_small', '--image-size', '17'], '--model: vit_small cannot handle images of 17x17 pixels: In'),
+        (['--image-size', '100000'], '--batch-size: 4 images of 100000x100000 and their activations in a step of resn'),
+        (['--batch-size', '1000000000'], 'images of 8x8 and their activations in a step of resnet8 take '),
+        (['--num-classes', str(10**30)], '--num-classes: must be at most 2147483647, got 1000000000000000000000000000'),
+        (['--seed', str(2**63)], '--seed: must be at most 9223372036854775807, got 9223372036854775808'),
+        (['--compile', 'inductr'], "--compile: torch has no backend 'inductr'; did you mean 'inductor'?"),
+        (['--stages', '9' * 5000], '--stages: must be numbers with commas between them, such as 0,10,55, or a count'),
     ],
 )
 def test_bad_arguments(arguments, message, tmp_path, capsys):
@@ -546,6 +557,86 @@ def test_a_record_is_not_overwritten_unless_told_to(measured, capsys):
     assert step_time.main([*SMALL, '--out', str(measured.out)]) == 2
     assert 'is there already; choose another folder, or use --overwrite' in capsys.readouterr().err
     assert (measured.out / 'step_time.json').read_bytes() == before
+
+
+def damaged(record: dict[str, Any]) -> dict[str, str]:
+    """Records that are none any more, by what is wrong with them."""
+    text, row = json.dumps(record), record['rows'][0]
+    without = {
+        key: {k: v for k, v in record.items() if k != key} for key in ('settings', 'environment', 'units', 'rows')
+    }
+    changed = {
+        'a row': {**record, 'rows': record['rows'][1:]},
+        'steps': {**record, 'rows': [{**row, 'seconds': [[[1.0]]]}, *record['rows'][1:]]},
+        'counts': {**record, 'rows': [{**row, 'counts': {}}, *record['rows'][1:]]},
+        'a number': {**record, 'rows': [{**row, 'seconds': [[['slow']]]}, *record['rows'][1:]]},
+        'threads': {**record, 'environment': {**record['environment'], 'hardware': {'cpu': 'x', 'gpu': None}}},
+        'units': {**record, 'units': record['units'][:2]},
+    }
+    return {
+        'half of it': text[: len(text) // 2],
+        'brackets': '[' * 100_000,
+        'no text': '\ud800',
+        **{key: json.dumps(content) for key, content in {**without, **changed}.items()},
+    }
+
+
+@pytest.mark.parametrize('option', ['--plot-only', '--table', '--eager', '--one'])
+def test_a_damaged_record_is_told_in_a_line(option, measured, tmp_path, capsys):
+    folder = tmp_path / 'damaged'
+    shutil.copytree(measured.out, folder)
+    summary = (folder / 'step_time.md').read_bytes()
+    others = {'--eager': ['--compile'], '--one': ['--processes', '2']}
+    for name, content in damaged(measured.record).items():
+        (folder / 'step_time.json').write_text(content, errors='surrogatepass')
+        more = [*SMALL, '--out', str(tmp_path / 'out'), *others[option]] if option in others else []
+        assert step_time.main([option, str(folder), *more]) == 2, name
+        error = capsys.readouterr().err
+        assert f'{folder / "step_time.json"}: not a record of step times (' in error, name
+        assert error.count('\n') == 1, name
+    assert (folder / 'step_time.md').read_bytes() == summary
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_full_disk_loses_no_report(measured, tmp_path, capsys):
+    folder = tmp_path / 'out'
+    shutil.copytree(measured.out, folder)
+    (folder / 'step_time.md').write_text('the one before')
+    with no_file_beyond(1000):
+        assert step_time.main(['--plot-only', str(folder)]) == 2
+    assert capsys.readouterr().err == (
+        f'--out: {folder / "step_time.md"} cannot be written: File too large; choose another folder\n'
+    )
+    assert (folder / 'step_time.md').read_text() == 'the one before'
+    assert sorted(path.name for path in folder.iterdir()) == ['step_time.json', 'step_time.md', 'step_time.png']
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_measured(capsys):
+    for place in ('/dev/null/out', '/proc/out'):
+        assert step_time.main([*SMALL, '--out', place]) == 2
+        out, error = capsys.readouterr()
+        assert out == '' and error.startswith('--out: ') and error.count('\n') == 1
+
+
+def test_steps_with_none_frozen_need_not_be_measured(measured, tmp_path):
+    rows = [row for row in measured.record['rows'] if row['units_frozen'] or row['variant'] == 'composer']
+    (tmp_path / 'step_time.json').write_text(json.dumps({**measured.record, 'rows': rows}))
+    assert step_time.main(['--plot-only', str(tmp_path)]) == 0
+    assert 'needs 0 among --stages' in (tmp_path / 'step_time.md').read_text()
+    assert step_result.load_result(tmp_path).measured == [3]
+
+
+def test_each_variant_is_made_measured_and_drawn():
+    assert list(step_variants.MAKERS) == list(VARIANTS)
+    assert set(step_report._STYLES) == set(VARIANTS)
+    assert set(OPTIMIZER_NAMES) == set(step_workload.OPTIMIZERS)
+
+
+def test_activations_are_counted_without_making_them(measured):
+    made = workload(image_size=8)
+    counted = saved_bytes(made.model, made.batch)
+    loop = step_counts.count_step(partial(step_variants.make_variant, name='loop', units_frozen=0), made)
+    assert counted == pytest.approx(loop['saved_bytes'], rel=0.01)
 
 
 @pytest.mark.parametrize('content', [None, '{', '{"units": []}', '[]'])

@@ -35,8 +35,8 @@ __all__ = ['OPTIMIZER_NAMES', 'TRANSFORMER', 'check', 'check_precision', 'check_
 TRANSFORMER = 'vit_small'
 OPTIMIZER_NAMES = ['sgd', 'adamw']
 
-# What generators of random numbers take.
-_LARGEST_SEED = 2**63 - 1
+# What torch takes as a size, and as a seed.
+_LARGEST_SIZE, _LARGEST_SEED = 2**31 - 1, 2**63 - 1
 # A number with more digits is no number of units.
 _DIGITS = 9
 
@@ -105,8 +105,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise Refused('--eager: only a compiled run is compared with an eager one; add --compile')
     if arguments.one is not None and arguments.processes == 1:
         raise Refused('--one: only a run of several processes is compared with one of one process; add --processes')
-    if arguments.seed > _LARGEST_SEED:
-        raise Refused(f'--seed: must be in [0, {_LARGEST_SEED}], got {arguments.seed}')
+    largest = {'seed': _LARGEST_SEED} | dict.fromkeys(('batch_size', 'image_size', 'num_classes'), _LARGEST_SIZE)
+    for name, most in largest.items():
+        if (value := getattr(arguments, name)) > most:
+            raise Refused(f'--{name.replace("_", "-")}: must be at most {most}, got {value}')
     check_stages(arguments.stages)
     if (arguments.out / RECORD).exists() and not arguments.overwrite:
         raise Refused(f'--out: {arguments.out / RECORD} is there already; choose another folder, or use --overwrite')
