@@ -8,7 +8,7 @@ from typing import Any
 
 from composer.core import Algorithm, Event, Precision, State, Time, get_precision_context
 from composer.loggers import Logger
-from torch import nn
+from torch import Tensor, nn
 from torch.compiler import set_stance
 
 from composer_freezeout.algorithm.lengthening import Lengthening
@@ -16,6 +16,7 @@ from composer_freezeout.algorithm.messages import describe_end, describe_start, 
 from composer_freezeout.algorithm.metrics import log_batch
 from composer_freezeout.algorithm.progress import as_progress, parse_warmup, progress
 from composer_freezeout.algorithm.rivals import refuse_rivals, warn_of_schedulers
+from composer_freezeout.costs.first_step import CountingRecorder
 from composer_freezeout.costs.flops import losses_of, step_flops_by_units_frozen
 from composer_freezeout.costs.saving import in_stages, predicted_saving
 from composer_freezeout.freezing.checkpoint import ADOPT, Saved, check_same_settings
@@ -173,6 +174,8 @@ class FreezeOut(Algorithm):
         self._warmup = 0.0
         self._execution: Execution | None = None
         self._told = False
+        self._recorder: CountingRecorder | None = None
+        self._saving: float | None = None
 
     @property
     def _freezer(self) -> LayerFreezer | None:
@@ -322,9 +325,13 @@ class FreezeOut(Algorithm):
             self._set_up(state, self._execution, observed)
             self._batch_start(state, logger)
         elif event is Event.BEFORE_FORWARD:
-            self._life.observe(self._execution.module)
+            self._recorder = CountingRecorder() if self._execution.counts_flops else None
+            self._life.observe(self._execution.module, recorder=self._recorder)
         elif event is Event.AFTER_LOSS and self._life.is_observing:
-            self._set_up(state, self._execution, *self._life.observed(losses_of(state.loss)))
+            losses = losses_of(state.loss)
+            observed, parameters = self._life.observed(losses)
+            self._set_up(state, self._execution, observed, parameters)
+            self._saving = self._saving_seen(losses, parameters)
             self._batch_start(state, logger, running=True)
 
     def _forward_on_copy(self, state: State) -> Callable[[], object]:
@@ -380,12 +387,27 @@ class FreezeOut(Algorithm):
         self._told = True
         optimizer = type(state.optimizers[0]).__name__
         times, frozen = freezer.freeze_times, freezer.units_frozen
-        saving = self._lengthening.saving
+        saving = self._saving if self._saving is not None else self._lengthening.saving
         log.info('%s.', describe_start(freezer.partition, times, freezer.stages, optimizer, frozen, saving))
 
     def _tell_end(self, state: State, freezer: LayerFreezer) -> None:
-        batches, saving = int(state.timestamp.batch), self._lengthening.saving
+        batches = int(state.timestamp.batch)
+        saving = self._saving if self._saving is not None else self._lengthening.saving
         log.info('%s.', describe_end(freezer.partition, self._life.frozen_at, batches, saving))
+
+    def _saving_seen(self, losses: Sequence[Tensor], parameters: Mapping[str, nn.Parameter]) -> float | None:
+        """What the step that has shown the units tells of the saving, which costs no other one."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is None or self._freezer is None:
+            return None
+        units = self._freezer.partition.units
+        unit_of = {id(parameters[name]): index for index, unit in enumerate(units) for name in unit.parameters}
+        costs = recorder.by_units_frozen(losses, unit_of, len(units))
+        return None if costs is None else self._saving_of(costs)
+
+    def _saving_of(self, costs: Sequence[int]) -> float:
+        assert self._freezer is not None
+        return predicted_saving(in_stages(costs, self._freezer.stages), self._freezer.freeze_times)
 
     def _predicted_saving(self, state: State) -> float:
         assert self._freezer is not None and self._execution is not None
@@ -397,7 +419,7 @@ class FreezeOut(Algorithm):
         model: Any = self._execution.module
         with set_stance('force_eager'):
             costs = step_flops_by_units_frozen(model, state.batch, self._freezer.partition.units)
-        return predicted_saving(in_stages(costs, self._freezer.stages), self._freezer.freeze_times)
+        return self._saving_of(costs)
 
     # --- checkpoints
 

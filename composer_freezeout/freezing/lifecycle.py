@@ -18,6 +18,7 @@ from composer_freezeout.freezing.freezer import LayerFreezer
 from composer_freezeout.freezing.observing.observation import Observation
 from composer_freezeout.freezing.observing.observer import Observer
 from composer_freezeout.freezing.observing.partition import Partition, partition_model
+from composer_freezeout.freezing.observing.recorder import Recorder
 from composer_freezeout.freezing.observing.rehearsal import rehearse
 from composer_freezeout.method.settings import Settings
 
@@ -53,15 +54,18 @@ class Lifecycle:
         """Whether the model is being watched."""
         return self._observer is not None
 
-    def observe(self, model: nn.Module, done: Callable[[], None] | None = None) -> None:
+    def observe(
+        self, model: nn.Module, done: Callable[[], None] | None = None, recorder: Recorder | None = None
+    ) -> None:
         """Watches the model from now on; anew, where an earlier pass has failed.
 
         Args:
             model (nn.Module): The model, without a wrapper.
             done (Callable[[], None], optional): Called once it has run.
+            recorder (Recorder, optional): What sees the operators.
         """
         self.stop_observing()
-        self._observer = Observer(model)
+        self._observer = Observer(model, recorder)
         self._observer.start(done)
 
     def stop_observing(self) -> None:
