@@ -22,9 +22,8 @@ def freeze_times(num_layers: int, t_0: float, how_scale: str) -> list[float]:
 
 def learning_rate(lr: float, t: float, t_i: float, scale_lr: bool) -> float:
     """A cosine from ``lr / t_i`` (or ``lr``, unscaled) at t = 0 to zero at t = t_i."""
-    # The paper's ½(1 + cos(π t / t_i)), written as a squared sine: rounding doesn't hurt where it is nearly zero.
-    sine = math.sin(0.5 * math.pi * (t_i - t) / t_i)
-    return lr * (sine * sine / t_i if scale_lr else sine * sine)
+    peak = lr / t_i if scale_lr else lr
+    return 0.5 * peak * (1 + math.cos(math.pi * t / t_i))
 
 
 class FreezeOut:

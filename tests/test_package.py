@@ -70,6 +70,14 @@ def test_an_index_gets_no_links_that_lead_nowhere(source, expected):
     assert setup_script().long_description(text, source) == expected
 
 
+def test_nothing_of_the_readme_leads_nowhere_on_an_index():
+    script = setup_script()
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    assert script.RELATIVE.search(readme)
+    assert not script.RELATIVE.search(script.long_description(readme, None))
+    assert not script.RELATIVE.search(script.long_description(readme, 'https://host/owner/name'))
+
+
 def test_project_urls_are_addresses():
     urls = setup_script().project_urls()
     assert urls
