@@ -1,5 +1,6 @@
 """The pages say what is there: examples run, commands and options exist, the drawing of the rooms is the house."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -13,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from composer_freezeout import cli
 
-from .test_imports import PACKAGE, ROOMS
+from .test_imports import PACKAGE, ROOMS, modules, source
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / 'docs'
@@ -91,6 +92,26 @@ def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, '-m', 'sphinx', '-n', '-W', '--keep-going', '-q', str(DOCS), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
+
+
+def named(module: str) -> set[str]:
+    """All names that a module's code mentions."""
+    nodes = list(ast.walk(ast.parse(source(module))))
+    names = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    names |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    return names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
+def test_what_docstrings_refer_to_is_there():
+    names = {module: named(module) for module in modules()}
+    short = set().union(*names.values()) | {module.rpartition('.')[2] for module in modules()}
+    lost = []
+    for module in modules():
+        for target in re.findall(r':(?:mod|func|class|data|meth|attr):`[~.]?([\w.]+)`', source(module)):
+            home, _, last = target.rpartition('.')
+            is_there = target in names or last in (names.get(home, set()) if home.startswith('composer_f') else short)
+            lost += [] if is_there else [f'{module}: {target}']
+    assert lost == []
 
 
 # --- architecture
