@@ -47,7 +47,12 @@ def content(out: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize('command', ['compare', 'sweep'])
 def test_a_folder_that_cannot_be_made_is_told_before_torch_is_imported(command, tmp_path):
     (tmp_path / 'file').touch()
-    code = f'{COMMAND.replace("sys.exit(", "code = (")}; sys.exit(code + ("torch" in sys.modules))'
+    code = (
+        'import sys; from composer_freezeout.cli import main\n'
+        'code = main(sys.argv[1:])\n'
+        'assert "torch" not in sys.modules\n'
+        'sys.exit(code)\n'
+    )
     for out, message in [
         (tmp_path / 'file', 'is a file; give a folder'),
         (tmp_path / 'file' / 'out', 'is a file; give a folder'),
