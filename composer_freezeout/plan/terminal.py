@@ -48,7 +48,7 @@ def print_plan(plan: Plan, console: Console, file: str) -> None:
         console,
         [
             'What freezing costs in accuracy is not predicted: train the arms of a comparison '
-            '(composer-freezeout compare yamls/<family> --out <folder>).'
+            '(composer-freezeout compare FAMILY).'
         ],
     )
     console.print()
