@@ -78,7 +78,7 @@ def counted(model: Any, batch: Any, granularity: Any = 'module') -> tuple[list[i
 @pytest.mark.parametrize('network', [lambda: None, resnet, lambda: resnet(True), Attends, lambda: Attends(0.1)])
 def test_a_step_tells_what_a_copy_does(network, granularity):
     seen, on_copy = counted(classifier(network()), next(iter(images())), granularity)
-    assert seen == on_copy and len(seen) > 1 and seen[0] > seen[-1]
+    assert seen == on_copy and len(on_copy) > 1 and on_copy[0] > on_copy[-1]
 
 
 def test_nothing_is_told_where_a_backward_pass_is_unknown():

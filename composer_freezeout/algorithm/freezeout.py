@@ -4,33 +4,32 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from composer.core import Algorithm, Event, Precision, State, Time, get_precision_context
 from composer.loggers import Logger
-from torch import Tensor, nn
-from torch.compiler import set_stance
+from torch import nn
 
+from composer_freezeout.algorithm.checks import check_batches, check_early
 from composer_freezeout.algorithm.lengthening import Lengthening
 from composer_freezeout.algorithm.messages import describe_end, describe_start, follow_composer
 from composer_freezeout.algorithm.metrics import log_batch
 from composer_freezeout.algorithm.progress import as_progress, parse_warmup, progress
 from composer_freezeout.algorithm.rivals import refuse_rivals, warn_of_schedulers
-from composer_freezeout.costs.first_step import CountingRecorder
-from composer_freezeout.costs.flops import losses_of, step_flops_by_units_frozen
-from composer_freezeout.costs.saving import in_stages, predicted_saving
+from composer_freezeout.algorithm.saving import Saving
+from composer_freezeout.costs.flops import losses_of
 from composer_freezeout.freezing.checkpoint import ADOPT, Saved, check_same_settings
 from composer_freezeout.freezing.execution.execution import Execution
 from composer_freezeout.freezing.execution.find import execution_of
 from composer_freezeout.freezing.freezer import LayerFreezer
 from composer_freezeout.freezing.lifecycle import Lifecycle
 from composer_freezeout.freezing.observing.observation import Observation
-from composer_freezeout.freezing.observing.partition import partition_model
 from composer_freezeout.freezing.optimizer.check import check_optimizer
 from composer_freezeout.freezing.prefix.around_forward import anchored
 from composer_freezeout.freezing.prefix.prefix import release_earlier
 from composer_freezeout.method.allocation import COST_SHIFT
-from composer_freezeout.method.schedule import HowScale, check_warmup
+from composer_freezeout.method.schedule import HowScale
 from composer_freezeout.method.settings import BatchNormMode, Granularity, Settings
 
 __all__ = ['FreezeOut']
@@ -174,8 +173,7 @@ class FreezeOut(Algorithm):
         self._warmup = 0.0
         self._execution: Execution | None = None
         self._told = False
-        self._recorder: CountingRecorder | None = None
-        self._saving: float | None = None
+        self._saving = Saving()
 
     @property
     def _freezer(self) -> LayerFreezer | None:
@@ -218,7 +216,7 @@ class FreezeOut(Algorithm):
             self._begin(state)  # in another Trainer everything starts anew
         elif event is Event.AFTER_LOAD:
             self._restore(state)
-            self._check_early(state)
+            check_early(state, self.settings, self.t_warmup)
         elif event is Event.FIT_START:
             self._fit_start(state)
         elif event is Event.BATCH_START:
@@ -248,7 +246,8 @@ class FreezeOut(Algorithm):
             freezer.epoch_end()
         elif event is Event.FIT_END:
             freezer.prefix.release()
-            self._tell_end(state, freezer)
+            batches = int(state.timestamp.batch)
+            log.info('%s.', describe_end(freezer, self._life.frozen_at, batches, self._predicted_saving))
 
     def freeze_times(self, num_units: int, t_0: float | None = None, heads: int = 1) -> tuple[float, ...]:
         """Progress at which each unit of a model will freeze.
@@ -284,23 +283,8 @@ class FreezeOut(Algorithm):
 
     # --- events
 
-    def _check_early(self, state: State) -> None:
-        """Tells what can be told before training: all surgery is done, and the duration may be known."""
-        model = execution_of(state.model).module
-        layers, unit_costs = self.settings.layers, self.settings.unit_costs
-        if layers is not None:
-            self.freeze_times(len(partition_model(model, layers=layers).units))
-        if self.t_warmup is not None and state.max_duration is not None and state.dataloader_len is not None:
-            holders = sum(any(p.requires_grad for p in m.parameters(recurse=False)) for m in model.modules())
-            num_units = max(1, holders) if unit_costs is None else len(unit_costs)
-            check_warmup(as_progress(self.t_warmup, state), self.freeze_times(num_units)[0])
-
     def _fit_start(self, state: State) -> None:
-        if state.dataloader_len is not None and state.dataloader_len.value == 0:
-            raise ValueError(
-                'the train dataloader has no batches: its data set is empty, or smaller than a batch with '
-                'drop_last=True, or train_subset_num_batches is 0; give it at least one batch'
-            )
+        check_batches(state)
         self._set_warmup(state)
         self._told = False
         self._execution = execution_of(state.model)
@@ -325,13 +309,11 @@ class FreezeOut(Algorithm):
             self._set_up(state, self._execution, observed)
             self._batch_start(state, logger)
         elif event is Event.BEFORE_FORWARD:
-            self._recorder = CountingRecorder() if self._execution.counts_flops else None
-            self._life.observe(self._execution.module, recorder=self._recorder)
+            self._life.observe(self._execution.module, recorder=self._saving.recorder(self._execution))
         elif event is Event.AFTER_LOSS and self._life.is_observing:
             losses = losses_of(state.loss)
             observed, parameters = self._life.observed(losses)
-            self._set_up(state, self._execution, observed, parameters)
-            self._saving = self._saving_seen(losses, parameters)
+            self._saving.from_step(losses, parameters, self._set_up(state, self._execution, observed, parameters))
             self._batch_start(state, logger, running=True)
 
     def _forward_on_copy(self, state: State) -> Callable[[], object]:
@@ -351,8 +333,8 @@ class FreezeOut(Algorithm):
         execution: Execution,
         observed: Observation,
         parameters: Mapping[str, nn.Parameter] | None = None,
-    ) -> None:
-        self._life.set_up(
+    ) -> LayerFreezer:
+        return self._life.set_up(
             execution,
             state.optimizers[0],
             self._life.partition(execution.module, observed),
@@ -367,9 +349,11 @@ class FreezeOut(Algorithm):
     def _batch_start(self, state: State, logger: Logger, running: bool = False) -> None:
         freezer = self._freezer
         assert freezer is not None and self._execution is not None
-        if self.const_time and self._lengthening.at_first_batch(state, logger, lambda: self._predicted_saving(state)):
+        if self.const_time and self._lengthening.at_first_batch(
+            state, logger, partial(self._saving.from_copy, self._execution, state.batch, freezer)
+        ):
             self._set_warmup(state)
-        self._tell_start(state)
+        self._tell_start(state, freezer)
         done, before = progress(state), freezer.units_frozen
         if self._life.batch_start(done, self._warmup, int(state.timestamp.batch), running):
             now = freezer.units_frozen
@@ -379,47 +363,15 @@ class FreezeOut(Algorithm):
         if logger.destinations:
             log_batch(state, logger, freezer, self._execution, done)
 
-    def _tell_start(self, state: State) -> None:
+    def _tell_start(self, state: State, freezer: LayerFreezer) -> None:
         """Says once in each `fit` what there is to freeze, as soon as it is known."""
-        freezer = self._freezer
-        if freezer is None or self._told:
-            return
-        self._told = True
-        optimizer = type(state.optimizers[0]).__name__
-        times, frozen = freezer.freeze_times, freezer.units_frozen
-        saving = self._saving if self._saving is not None else self._lengthening.saving
-        log.info('%s.', describe_start(freezer.partition, times, freezer.stages, optimizer, frozen, saving))
+        if not self._told:
+            self._told = True
+            log.info('%s.', describe_start(freezer, type(state.optimizers[0]).__name__, self._predicted_saving))
 
-    def _tell_end(self, state: State, freezer: LayerFreezer) -> None:
-        batches = int(state.timestamp.batch)
-        saving = self._saving if self._saving is not None else self._lengthening.saving
-        log.info('%s.', describe_end(freezer.partition, self._life.frozen_at, batches, saving))
-
-    def _saving_seen(self, losses: Sequence[Tensor], parameters: Mapping[str, nn.Parameter]) -> float | None:
-        """What the step that has shown the units tells of the saving, which costs no other one."""
-        recorder, self._recorder = self._recorder, None
-        if recorder is None or self._freezer is None:
-            return None
-        units = self._freezer.partition.units
-        unit_of = {id(parameters[name]): index for index, unit in enumerate(units) for name in unit.parameters}
-        costs = recorder.by_units_frozen(losses, unit_of, len(units))
-        return None if costs is None else self._saving_of(costs)
-
-    def _saving_of(self, costs: Sequence[int]) -> float:
-        assert self._freezer is not None
-        return predicted_saving(in_stages(costs, self._freezer.stages), self._freezer.freeze_times)
-
-    def _predicted_saving(self, state: State) -> float:
-        assert self._freezer is not None and self._execution is not None
-        if not self._execution.counts_flops:
-            raise ValueError(
-                'const_time cannot count the FLOPs of a model that is sharded by FSDP; use const_time=False and divide '
-                'max_duration by 1 - s, where s is the saving that `composer-freezeout plan` predicts'
-            )
-        model: Any = self._execution.module
-        with set_stance('force_eager'):
-            costs = step_flops_by_units_frozen(model, state.batch, self._freezer.partition.units)
-        return self._saving_of(costs)
+    @property
+    def _predicted_saving(self) -> float | None:
+        return self._lengthening.saving if self._saving.share is None else self._saving.share
 
     # --- checkpoints
 

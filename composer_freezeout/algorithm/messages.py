@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from composer_freezeout.freezing.observing.partition import Partition
+from composer_freezeout.freezing.freezer import LayerFreezer
 
 __all__ = ['describe_end', 'describe_start', 'follow_composer']
 
@@ -31,31 +31,26 @@ def follow_composer() -> None:
 
 
 def describe_start(
-    partition: Partition,
-    freeze_times: Sequence[float],
-    stages: Sequence[int],
+    freezer: LayerFreezer,
     optimizer: str,
-    units_frozen: int = 0,
     saving: float | None = None,
 ) -> str:
     """One line on what was found.
 
     Args:
-        partition (Partition): The units.
-        freeze_times (Sequence[float]): Progress at which each freezes, in ``(0, 1]``.
-        stages (Sequence[int]): The numbers of frozen units that the training passes through.
+        freezer (LayerFreezer): What freezes the units.
         optimizer (str): Name of the optimizer.
-        units_frozen (int): How many are frozen already, in ``[0, n)``.
         saving (float, optional): Share of the FLOPs that is predicted to be saved, in ``[0, 1)``; None if unknown.
 
     Returns:
         str: Without a full stop at its end.
     """
-    names = [unit.name for unit in partition.units]
-    points = [(names[stage - 1], freeze_times[stage - 1]) for stage in stages[1:] if freeze_times[stage - 1] < 1]
+    names = [unit.name for unit in freezer.partition.units]
+    times = freezer.freeze_times
+    points = [(names[stage - 1], times[stage - 1]) for stage in freezer.stages[1:] if times[stage - 1] < 1]
     parts = [f'FreezeOut found {_counted(len(names), "unit")} for {optimizer}']
-    if units_frozen:
-        parts.append(f'{units_frozen} frozen already')
+    if freezer.units_frozen:
+        parts.append(f'{freezer.units_frozen} frozen already')
     if not points:
         return '; '.join([*parts, 'nothing freezes before the end'])
     (first, start), (last, end) = (names[0], points[0][1]), points[-1]
@@ -68,7 +63,7 @@ def describe_start(
 
 
 def describe_end(
-    partition: Partition,
+    freezer: LayerFreezer,
     frozen_at: Sequence[int],
     batches: int,
     saving: float | None = None,
@@ -76,7 +71,7 @@ def describe_end(
     """One line on what came of it.
 
     Args:
-        partition (Partition): The units.
+        freezer (LayerFreezer): What froze the units.
         frozen_at (Sequence[int]): Batches trained before each frozen unit froze.
         batches (int): Batches trained in all, in ``[0, ∞)``.
         saving (float, optional): Share of the FLOPs that is predicted to be saved, in ``[0, 1)``; None if unknown.
@@ -84,7 +79,7 @@ def describe_end(
     Returns:
         str: Without a full stop at its end.
     """
-    names = [unit.name for unit in partition.units]
+    names = [unit.name for unit in freezer.partition.units]
     if not frozen_at:
         return f'FreezeOut froze none of {_counted(len(names), "unit")} in {_counted(batches, "batch", "es")}'
     when = [f'{name!r} after {at}' for name, at in zip(names, frozen_at, strict=False)]

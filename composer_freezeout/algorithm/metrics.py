@@ -75,6 +75,6 @@ def name_for_mlflow(name: str) -> str:
     Returns:
         str: Of alphanumerics, ``_``, ``-``, ``.``, space and ``/``.
     """
-    allowed = re.sub(r'[^\w\-. /]', lambda match: f'_x{ord(match[0]):02x}_', name)
+    allowed = re.sub(r'[^\w\-. /]', lambda match: f'_{ord(match[0]):02x}_', name)
     # It takes the name for a path, which has to be the shortest to where it leads.
     return re.sub(r'(?:(?<=/)|^)(\.{0,2})(?=/|$)', r'\1_', allowed)
