@@ -13,7 +13,6 @@ What has been finished is not done again: after an interruption, the same comman
 
 import argparse
 import importlib.util
-import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,26 +20,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 
 from composer_freezeout.compare.arms.family import Arm, read_arms
 from composer_freezeout.compare.arms.known import BASELINE, FREEZEOUT
 from composer_freezeout.compare.command_line import check_seeds, duration, exit_code, number_of_seeds, same_command
-from composer_freezeout.compare.sweep.report import RESULT, TABLE, report
+from composer_freezeout.compare.judging.reading import read
+from composer_freezeout.compare.sweep.report import FORMAT, RESULT, TABLE, Search, Trial, report
 from composer_freezeout.compare.sweep.results import results
 from composer_freezeout.compare.sweep.settings import chosen
 from composer_freezeout.compare.training.folder import claimed
 from composer_freezeout.results.differences import differences
-from composer_freezeout.results.files import write_json
+from composer_freezeout.results.files import json_safe, write_json
 from composer_freezeout.run.arguments import count
 from composer_freezeout.run.families import find_family, names
 from composer_freezeout.run.faults import Refused
 from composer_freezeout.run.processes import stoppable
 from composer_freezeout.run.threads import settle_threads
 
-__all__ = ['FORMAT', 'identity', 'main', 'prepare_folder']
+__all__ = ['identity', 'main', 'prepare_folder']
 
-FORMAT = 1
+
+class _Begun(BaseModel):
+    """What ``sweep.json`` says as soon as a sweep has begun."""
+
+    identity: dict[str, Any]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         'family', help=f'folder with baseline.yaml and freezeout.yaml, or a family that is installed: {families}'
     )
-    parser.add_argument(
-        '--out', type=Path, help='folder for the results, whose runs are taken over (runs/FAMILY-sweep)'
-    )
+    parser.add_argument('--out', type=Path, help='folder of results, whose runs are taken over (runs/FAMILY-sweep)')
     parser.add_argument('--trials', type=number_of_seeds, default=20, metavar='N', help='settings that are tried (20)')
     parser.add_argument(
         '--choose-seeds', type=number_of_seeds, default=2, metavar='N', help='seeds that settings are chosen by (2)'
@@ -68,18 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def identity(baseline: Arm, freezeout: Arm, seeds: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def identity(baseline: Arm, freezeout: Arm, choosing: Sequence[int], judging: Sequence[int]) -> dict[str, Any]:
     """What must be the same for a sweep to be gone on with.
 
     Args:
         baseline (Arm): The arm without freezing.
         freezeout (Arm): The arm whose settings are explored.
-        seeds (Mapping[str, Sequence[int]]): Choosing and judging seeds.
+        choosing (Sequence[int]): The choosing seeds.
+        judging (Sequence[int]): The judging seeds.
 
     Returns:
         dict[str, Any]: As JSON can hold it.
     """
-    return json.loads(json.dumps({'configs': [baseline.resolved, freezeout.resolved], **seeds}))
+    configs = [baseline.resolved, freezeout.resolved]
+    return json_safe({'configs': configs, 'choosing_seeds': choosing, 'judging_seeds': judging})
 
 
 def prepare_folder(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
@@ -96,8 +101,8 @@ def prepare_folder(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
     path = out / RESULT
     if any(out.iterdir()):
         try:
-            earlier = json.loads(path.read_text(encoding='utf-8'))['identity']
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            earlier = read(path, _Begun, 'choose another --out').identity
+        except (FileNotFoundError, Refused):
             raise Refused(f'--out: {out} is not empty and holds no sweep; choose another folder') from None
         if overwrite:
             # Not the folder itself: it is locked.
@@ -145,30 +150,31 @@ def _sweep(arguments: argparse.Namespace, command: str) -> int:
     (baseline, freezeout), data = read_arms(family, [BASELINE, FREEZEOUT], arguments.overrides, 1.0)
     if baseline.config.eval_data is None:
         raise Refused(f'{baseline.file}: eval_data: is null, but settings are judged by their accuracy; give data')
-    seeds = _seeds(baseline.config.seed, arguments)
-    now = identity(baseline, freezeout, seeds)
+    choosing, judging = _seeds(baseline.config.seed, arguments)
+    now = identity(baseline, freezeout, choosing, judging)
     sweep = Sweep(arguments.out, baseline, freezeout, data, console)
     prepare_folder(arguments.out, now, arguments.overwrite)
     # Composer takes over SIGTERM when it is imported, and that has happened.
     with stoppable():
-        study = sweep.explore(arguments.trials, seeds['choosing_seeds'], arguments.budget)
+        study = sweep.explore(arguments.trials, choosing, arguments.budget)
         trials = [(trial.params, trial.values) for trial in completed(study)]
         settings = chosen(trials, arguments.keep, sweep.default)
-        rows, clock = results(settings, sweep.judge(settings, seeds['judging_seeds']))
+        rows, clock = results(settings, sweep.judge(settings, judging))
     if not rows:
         print('no run has a record; their logs are in the folders of the settings', file=sys.stderr)
         return 1
-    tried = [{'setting': setting, 'accuracy': values[0], 'predicted_saving': values[1]} for setting, values in trials]
-    head = {'format': FORMAT, 'family': family.resolve().name, 'command': command, 'identity': now}
-    sentence = report(arguments.out, {**head, **seeds, 'trials': tried}, rows, clock)
+    tried = [Trial(setting, *values) for setting, values in trials]
+    searched = Search(family.resolve().name, command, now, choosing, judging, tried)
+    sentence = report(arguments.out, searched, rows, clock)
     console.print(f'{sentence}\nTable and plot: {arguments.out / TABLE}', markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
-def _seeds(first: int, arguments: argparse.Namespace) -> dict[str, list[int]]:
+def _seeds(first: int, arguments: argparse.Namespace) -> tuple[list[int], list[int]]:
+    """Choosing and judging seeds."""
     between, end = first + arguments.choose_seeds, first + arguments.choose_seeds + arguments.judge_seeds
     check_seeds('--judge-seeds', range(between, end))
-    return {'choosing_seeds': list(range(first, between)), 'judging_seeds': list(range(between, end))}
+    return list(range(first, between)), list(range(between, end))
 
 
 if __name__ == '__main__':

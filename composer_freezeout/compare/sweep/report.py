@@ -2,18 +2,58 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from composer_freezeout.compare.judging.clock import WALL, Clock
 from composer_freezeout.compare.sweep.line import Judged, verdict
 from composer_freezeout.compare.sweep.results import LENGTHS, Row, baseline_name
+from composer_freezeout.compare.sweep.settings import Setting
 from composer_freezeout.results.files import write_json, write_text
 from composer_freezeout.results.stats import Summary, summary
 
-__all__ = ['PLOT', 'RESULT', 'TABLE', 'report', 'table']
+__all__ = ['FORMAT', 'PLOT', 'RESULT', 'TABLE', 'Search', 'Trial', 'report', 'table']
+
+FORMAT = 1
 
 RESULT, PLOT, TABLE = 'sweep.json', 'accuracy_time.svg', 'sweep.md'
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting that was tried.
+
+    Attributes:
+        setting (Mapping[str, Any]): Arguments of FreezeOut.
+        accuracy (float): Its mean over the choosing seeds, in ``[0, 1]``.
+        predicted_saving (float): Share of the FLOPs that it saves.
+    """
+
+    setting: Setting
+    accuracy: float
+    predicted_saving: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was searched, as ``sweep.json`` has it.
+
+    Attributes:
+        family (str): Name of the family of configurations.
+        command (str): What was typed.
+        identity (Mapping[str, Any]): What must be the same for a sweep to be gone on with.
+        choosing_seeds (Sequence[int]): The seeds that settings were chosen by.
+        judging_seeds (Sequence[int]): The seeds that they were judged by.
+        trials (Sequence[Trial]): The settings that were tried.
+    """
+
+    family: str
+    command: str
+    identity: Mapping[str, Any]
+    choosing_seeds: Sequence[int]
+    judging_seeds: Sequence[int]
+    trials: Sequence[Trial]
 
 
 def table(rows: Sequence[Row], clock: Clock = WALL) -> str:
@@ -60,12 +100,12 @@ def _difference(found: Summary | None) -> str:
     return f'{100 * found.mean:+.2f}{low_high}'
 
 
-def report(out: Path, result: Mapping[str, Any], rows: Sequence[Row], clock: Clock) -> str:
+def report(out: Path, search: Search, rows: Sequence[Row], clock: Clock) -> str:
     """Writes the results, and draws accuracy against training time.
 
     Args:
         out (Path): The folder.
-        result (Mapping[str, Any]): What ``sweep.json`` says, but for the rows and the verdict.
+        search (Search): What was searched.
         rows (Sequence[Row]): Settings and baselines.
         clock (Clock): What their times are compared by.
 
@@ -81,25 +121,26 @@ def report(out: Path, result: Mapping[str, Any], rows: Sequence[Row], clock: Clo
     sentence = verdict({row.name: row.judged for row in rows if row.judged is not None}, clock)
     if clock.kind == 'CPU':
         sentence = f'{sentence} {clock.note}'
-    write_json(out / RESULT, {**result, 'judged': [row.as_json() for row in rows], 'verdict': sentence})
+    judged = [row.as_json() for row in rows]
+    write_json(out / RESULT, {'format': FORMAT, **asdict(search), 'judged': judged, 'verdict': sentence})
     points = [Point(row.name, summary(row.seconds), summary(row.accuracies)) for row in rows]
-    title = f'{result["family"]}: FreezeOut on judging seeds, and shortened baselines'
+    title = f'{search.family}: FreezeOut on judging seeds, and shortened baselines'
     figure = accuracy_against_time(points, list(map(baseline_name, LENGTHS)), title, clock.training_time)
     write_text(out / PLOT, svg(figure, title))
-    write_text(out / TABLE, _page(result, sentence, table(rows, clock), clock))
+    write_text(out / TABLE, _page(search, sentence, table(rows, clock), clock))
     return sentence
 
 
-def _page(result: Mapping[str, Any], sentence: str, grid: str, clock: Clock) -> str:
+def _page(search: Search, sentence: str, grid: str, clock: Clock) -> str:
     return (
-        f'# Settings of FreezeOut: {result["family"]}\n\n{sentence}\n\n![Accuracy against training time]({PLOT})\n\n'
+        f'# Settings of FreezeOut: {search.family}\n\n{sentence}\n\n![Accuracy against training time]({PLOT})\n\n'
         f'{grid}\n'
-        f'{len(result["trials"])} settings were tried with the seeds {_listed(result["choosing_seeds"])}, for '
+        f'{len(search.trials)} settings were tried with the seeds {_listed(search.choosing_seeds)}, for '
         'accuracy and predicted saving. Those that no other beat, and the default, were trained with the seeds '
-        f'{_listed(result["judging_seeds"])}. Points above the line: accuracy less that of a baseline in the same '
+        f'{_listed(search.judging_seeds)}. Points above the line: accuracy less that of a baseline in the same '
         f'mean {clock.training_time}, read off between the baselines of the same seed, with a 95 % confidence '
         'interval; p by a paired t test, not corrected. Mean ± standard deviation.\n\n'
-        f'```\n{result["command"]}\n```\n'
+        f'```\n{search.command}\n```\n'
     )
 
 
