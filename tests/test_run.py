@@ -324,11 +324,35 @@ def test_launcher_with_two_processes(tmp_path):
     assert content['effective']['world_size'] == 2 and content['effective']['batches_per_epoch'] == 22
 
 
-def test_launcher_from_an_installation(yaml, tmp_path):
+def test_a_finished_run_tells_its_result(yaml, tmp_path, capfd):
+    assert main([str(yaml), FREEZEOUT, f'output={tmp_path}']) == 0
+    result, frozen, path = capfd.readouterr().out.splitlines()
+    content = record(tmp_path)
+    accuracy, saving = content['final']['MulticlassAccuracy'], content['predicted_saving']
+    assert result == (
+        f'tiny: {content["training_seconds"]:.1f} s of training, accuracy {accuracy:.2%}, '
+        f'{saving:.1%} of the FLOPs saved by freezing (predicted)'
+    )
+    assert frozen.startswith('frozen: 7 of 8 units, from module.conv1 at batch ') and frozen.endswith(', of 6 batches')
+    assert path == f'record: {tmp_path / "record.json"}'
+
+
+def test_cpu_time_is_kept_as_wall_clock_is(frozen):
+    content = record(frozen)
+    rows = [row['training_cpu_seconds'] for row in content['epochs']]
+    assert content['training_cpu_seconds'] >= sum(rows) and min(rows) > 0
+    assert sum(segment['cpu_seconds'] for segment in content['segments']) <= content['training_cpu_seconds']
+
+
+def test_launcher_from_an_installation(yaml, tmp_path, monkeypatch):
+    for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'):
+        monkeypatch.delenv(name, raising=False)
     done = composer('-m', 'composer_freezeout.run', yaml, 'max_duration=1ba', 'output=here', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    # Nobody has said how threads are to wait, in this process or above it.
+    assert record(tmp_path / 'here')['openmp'] == {'wait_policy': None, 'spin_count': '1000'}
     # That of the package, wherever it was started.
-    assert (record(tmp_path / 'here')['git'] or {}).get('commit') == (environment()['git'] or {}).get('commit')
+    assert (record(tmp_path / 'here')['git'] is None) == (environment()['git'] is None)
 
 
 def test_exit_code_and_message_pass_the_launcher(yaml, tmp_path):
