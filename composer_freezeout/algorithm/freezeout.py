@@ -74,8 +74,15 @@ class FreezeOut(Algorithm):
     The first forward pass of the training, of which nothing is changed, shows the units and their order. Compiled code
     can't be watched: there a pass of its own is run before, on a copy of the batch, and everything is put back.
 
-    Logs ``freezeout/progress``, ``freezeout/units_frozen``, ``freezeout/fraction_frozen`` (of the parameters) and
-    ``freezeout/lr/<unit>`` for every batch.
+    Logs ``freezeout/progress``, ``freezeout/units_frozen`` and ``freezeout/fraction_frozen`` (of the parameters) for
+    every batch, and ``freezeout/lr/<unit>`` to all loggers but the console's; the progress bar shows how many units are
+    frozen. What was found, what freezes and what was frozen is told where Composer's own messages are, with
+    ``Trainer(python_log_level='info')``.
+
+    Attributes:
+        settings (Settings): The arguments that :func:`.apply_freezeout` takes, too.
+        t_warmup (Time, optional): As given.
+        const_time (bool): As given.
 
     Example:
         .. code-block:: python
