@@ -98,7 +98,7 @@ def _checkpoint_fault(config: RunConfig, error: Exception) -> Fault | None:
     reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
     latest = config.checkpoint_folder / f'latest-rank{dist.get_global_rank()}.pt'
     if checkpoint.resume and latest.exists():
-        remedy = f'copy an earlier one over it, or remove {str(config.checkpoint_folder)!r} to begin anew'
+        remedy = f'train what it was made of, copy an earlier one over it, or remove {str(config.checkpoint_folder)!r} to begin anew'
         return Fault('checkpoint.resume', f'{str(latest)!r} cannot be loaded ({reason}); {remedy}')
     if checkpoint.load_path is None:
         return None
@@ -147,7 +147,16 @@ def assemble(config: RunConfig) -> Parts:
     return Parts(config, _resolved(config, components), train, evaluation, keywords)
 
 
-def _built(components: '_Components', config: RunConfig, model: ComposerModel) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Components:
+    optimizer: Bound
+    scheduler: Bound | None
+    algorithms: list[Bound]
+    callbacks: list[Bound]
+    loggers: list[Bound]
+
+
+def _built(components: _Components, config: RunConfig, model: ComposerModel) -> dict[str, Any]:
     """The components, as arguments of the Trainer."""
     attempts, defaults = Attempts(), _output_defaults(config)
     keywords: dict[str, Any] = {
@@ -184,15 +193,6 @@ def _settings(config: RunConfig) -> dict[str, Any]:
             'load_progress_bar': config.progress_bar,
         }
     return keywords
-
-
-@dataclass(frozen=True)
-class _Components:
-    optimizer: Bound
-    scheduler: Bound | None
-    algorithms: list[Bound]
-    callbacks: list[Bound]
-    loggers: list[Bound]
 
 
 def _bind_all(config: RunConfig) -> _Components:
