@@ -228,6 +228,8 @@ CASES = [
     case('t_warmup number', construct(t_warmup=0.1), ValueError, "such as '5ep' or '0.05dur', got 0.1"),
     case('t_warmup NaN', construct(t_warmup=Time(math.nan, 'dur')), ValueError, 't_warmup must be'),
     case('t_warmup empty', construct(t_warmup=''), ValueError, "t_warmup must be .*, got ''"),
+    case('t_warmup in parts', construct(t_warmup='1.9ep'), ValueError, "a whole number of ep.*, got '1.9ep'"),
+    case('t_warmup infinite', construct(t_warmup='infep'), ValueError, "t_warmup must be .*, got 'infep'"),
     case('t_warmup negative', construct(t_warmup='-1ep'), ValueError, "t_warmup must be .*, got '-1ep'"),
     case('t_warmup seconds', construct(t_warmup='30sec'), ValueError, 't_warmup must be'),
     case(

@@ -99,12 +99,12 @@ def parse_warmup(t_warmup: str | Time) -> Time:
     """
     try:
         time = Time.from_input(t_warmup)
-    except (RuntimeError, TypeError, ValueError):
+    except (OverflowError, RuntimeError, TypeError, ValueError):
         time = None
     if time is None or time.unit in (TimeUnit.SECOND, TimeUnit.ITERATION) or not time.value >= 0:
         raise ValueError(
-            "t_warmup must be a Composer time string in ep, ba, sp, tok or dur, such as '5ep' or '0.05dur', "
-            f'got {t_warmup!r}'
+            't_warmup must be a Composer time string, a whole number of ep, ba, sp or tok or a fraction in dur, such as '
+            f"'5ep' or '0.05dur', got {t_warmup!r}"
         )
     return time
 
