@@ -103,8 +103,8 @@ def parse_warmup(t_warmup: str | Time) -> Time:
         time = None
     if time is None or time.unit in (TimeUnit.SECOND, TimeUnit.ITERATION) or not time.value >= 0:
         raise ValueError(
-            't_warmup must be a Composer time string, a whole number of ep, ba, sp or tok or a fraction in dur, such as '
-            f"'5ep' or '0.05dur', got {t_warmup!r}"
+            't_warmup must be a Composer time string, a whole number of ep, ba, sp or tok or a fraction in dur, such '
+            f"as '5ep' or '0.05dur', got {t_warmup!r}"
         )
     return time
 
