@@ -236,7 +236,7 @@ def test_segments_end_where_something_freezes(clock):
                 model[0].requires_grad_(False)
             recorder.batch_start(now, NO_LOGGER)
             clock.now += 100 if batch == batches.start else 2 if batch < 5 else 1
-            now.timestamp.batch.value += 1
+            cast(Any, now).timestamp.batch.value += 1
             recorder.batch_end(now, NO_LOGGER)
 
     def end(recorder: Recorder, batch: int) -> None:

@@ -98,7 +98,8 @@ def _checkpoint_fault(config: RunConfig, error: Exception) -> Fault | None:
     reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
     latest = config.checkpoint_folder / f'latest-rank{dist.get_global_rank()}.pt'
     if checkpoint.resume and latest.exists():
-        remedy = f'train what it was made of, copy an earlier one over it, or remove {str(config.checkpoint_folder)!r} to begin anew'
+        folder = str(config.checkpoint_folder)
+        remedy = f'train what it was made of, copy an earlier one over it, or remove {folder!r} to begin anew'
         return Fault('checkpoint.resume', f'{str(latest)!r} cannot be loaded ({reason}); {remedy}')
     if checkpoint.load_path is None:
         return None
