@@ -407,11 +407,14 @@ def test_bad_input_is_told_in_a_line_each(arguments, lines, yaml, tmp_path, caps
     assert all(line.startswith(start.replace('TINY', str(yaml))) for line, start in zip(told, lines, strict=True)), told
 
 
-def test_a_step_beyond_memory_is_refused_before_it_is_made(yaml, monkeypatch, capsys):
-    monkeypatch.setattr('composer_freezeout.run.memory.available_bytes', lambda: 100_000)
-    code, out, err = command(capsys, yaml, '--no-profile', 'train_data.image_size=64')
+def test_a_step_beyond_memory_is_refused_before_it_is_made(yaml, tmp_path, monkeypatch, capsys):
+    # More than the network and the images take, and less than their activations.
+    monkeypatch.setattr('composer_freezeout.run.memory.available_bytes', lambda: 2_000_000)
+    data = f'train_data={{name: image_folder, root: {tmp_path}, image_size: 64, batch_size: 1}}'
+    code, out, err = command(capsys, yaml, '--no-profile', 'model.in_channels=3', data)
     assert (code, out) == (2, '')
-    assert err.count('\n') == 1 and 'GB of memory are free; ' in err
+    assert err.count('\n') == 1
+    assert err.startswith('command line: train_data.image_size: the activations of 2 images of 64x64 take 0.0 GB')
 
 
 def test_a_full_disk_loses_no_plan(yaml, tmp_path, capsys):

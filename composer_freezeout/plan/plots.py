@@ -60,7 +60,8 @@ def plot_schedules(plan: Plan) -> bytes:
     for axes in rows[:, 0]:
         axes.set_ylabel('learning rate\n(times the base rate)')
     _unit_colourbar(figure, rows, plan)
-    figure.suptitle(f'{plan.run_name}: learning rate of each unit with t_0 = {plan.t_0:g}; ● reaches zero', fontsize=12)
+    title = f'{plan.run_name}: learning rate of each unit with t_0 = {plan.t_0:g}; it freezes at ●'
+    figure.suptitle(title, fontsize=12)
     return _png(figure)
 
 
@@ -98,6 +99,7 @@ def plot_frozen(plan: Plan) -> bytes:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_xlabel('progress of training')
+    axes.set_ylabel('share frozen of the parameters,\nor saved of a step')
     stages = '' if plan.stages == len(plan.units) - 1 else f', in {plan.stages} stages'
     title = f'{plan.run_name}: {len(plan.units)} units, {plan.how_scale}, t_0 = {plan.t_0:g}{stages}'
     axes.set_title(title, loc='left', fontsize=11)

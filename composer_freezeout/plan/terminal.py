@@ -35,7 +35,7 @@ def print_plan(plan: Plan, console: Console, file: str) -> None:
     if any(unit.freezes_at != unit.t_i for unit in plan.units):
         _print_lines(console, [f'In {plan.stages} stages: the units of each freeze when the last of them is due.'])
     console.print()
-    console.print('What it saves, by three models of what a step costs', style='bold')
+    console.print('What it saves, by each model of what a step costs', style='bold')
     console.print(_prediction_table(plan))
     if plan.measured is not None:
         _print_lines(console, [measurement(plan)])
