@@ -225,7 +225,7 @@ CASES = [
     case('cost_shift alone', construct(cost_shift=0.5), ValueError, 'cost_shift=0.5 shifts nothing without unit_costs'),
     case('argument unknown', construct(t0=0.8), TypeError, "unexpected keyword argument 't0'"),
     # Warm-up.
-    case('t_warmup number', construct(t_warmup=0.1), ValueError, "such as '5ep' or '0.05dur', got 0.1"),
+    case('t_warmup number', construct(t_warmup=0.1), ValueError, "as '5ep' or '0.05dur', got 0.1"),
     case('t_warmup NaN', construct(t_warmup=Time(math.nan, 'dur')), ValueError, 't_warmup must be'),
     case('t_warmup empty', construct(t_warmup=''), ValueError, "t_warmup must be .*, got ''"),
     case('t_warmup in parts', construct(t_warmup='1.9ep'), ValueError, "a whole number of ep.*, got '1.9ep'"),
