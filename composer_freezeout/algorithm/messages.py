@@ -30,11 +30,7 @@ def follow_composer() -> None:
         ours.propagate = theirs.propagate
 
 
-def describe_start(
-    freezer: LayerFreezer,
-    optimizer: str,
-    saving: float | None = None,
-) -> str:
+def describe_start(freezer: LayerFreezer, optimizer: str, saving: float | None = None) -> str:
     """One line on what was found.
 
     Args:
