@@ -1,5 +1,6 @@
 """What a run cannot do is said in one line that names the file or the key and the remedy, and nothing is lost."""
 
+import errno
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ from torchvision.io import write_png
 
 from composer_freezeout.run.command import main
 from composer_freezeout.run.config import load
+from composer_freezeout.run.faults import told
 
 RUN = """\
 run_name: tiny
@@ -185,3 +187,42 @@ def test_a_full_disk_at_the_end_does_not_lose_the_record(yaml, tmp_path):
     assert 'cannot be written: File too large; the run is done, and its record is printed' in done.stderr
     assert json.loads(done.stdout)['run_name'] == 'tiny'
     assert not (out / 'record.json').exists()
+
+
+# --- what the machine is at fault for
+
+
+def raised(error: BaseException, while_handling: BaseException) -> BaseException:
+    error.__context__ = while_handling
+    return error
+
+
+FULL = OSError(errno.ENOSPC, 'No space left on device')
+
+
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (PermissionError(errno.EACCES, 'Permission denied', 'x.pt'), 'x.pt: Permission denied; change its permissions'),
+        (FULL, 'a file: No space left on device; free some space'),
+        # As torch.save does.
+        (raised(RuntimeError('unexpected pos 64 vs 0'), FULL), 'a file: No space left on device; free some space'),
+        (MemoryError(), 'not enough memory (for Python); take smaller batches'),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), 'not enough memory (DefaultCPU'),
+    ],
+)
+def test_it_is_told_in_a_line(error, line):
+    assert (told(error) or '').startswith(line)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        RuntimeError('shapes do not match'),
+        ConnectionResetError(errno.ECONNRESET, 'Connection reset by peer'),
+        # Looking for a file is no reason for what is raised later.
+        raised(KeyError('x'), FileNotFoundError(errno.ENOENT, 'No such file or directory', 'x.yaml')),
+    ],
+)
+def test_what_only_a_traceback_explains_has_one(error):
+    assert told(error) is None
