@@ -70,7 +70,8 @@ def test_every_arm_has_a_record_and_a_line(comparison):
     lines = comparison.text.splitlines()
     for arm in MEASURED:
         seconds = record(comparison.out, arm)['training_seconds']
-        assert any(f'{arm} seed 17: ' in line and f'in {seconds:.1f} s of training' in line for line in lines)
+        told = f'in {seconds:.1f} s of training on '
+        assert any(f'{arm} seed 17: ' in line and told in line and ' cores' in line for line in lines)
     assert f'Report: {comparison.out / "report.html"}' in comparison.text
     assert '\x1b' not in comparison.text and '\r' not in comparison.text
 

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from composer_freezeout.compare.judging.clock import cores
 from composer_freezeout.compare.training.job import LOG, Job, Outcome, train
 from composer_freezeout.results.record import Record
 
@@ -131,6 +132,9 @@ def _result(outcome: Outcome) -> str:
         return f'failed with exit code {outcome.exit_code}: {outcome.message or "no output"} (log: {log})'
     accuracy = outcome.record.accuracy
     seconds = f'{outcome.record.training_seconds:.1f} s of training'
+    if outcome.record.effective.device == 'cpu' and outcome.record.training_cpu_seconds is not None:
+        # Fewer than in other runs tell at once that the machine is busy.
+        seconds += f' on {cores([outcome.record]):.1f} cores'
     return seconds if accuracy is None else f'{accuracy:.2%} in {seconds}'
 
 
