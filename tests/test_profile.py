@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from composer_freezeout import FreezeOut
 from composer_freezeout.costs.bench import StepSeconds
 from composer_freezeout.costs.loading import profile_loading
+from composer_freezeout.costs.predict import partition_for
 from composer_freezeout.costs.seconds import StepProfile, counts_to_measure, profile_steps
-from composer_freezeout.run.predicted import partition_for
 
 from .networks import ResidualNet
 from .training import CLASSES, classifier
@@ -22,7 +22,7 @@ def batch(samples: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
 def network():
     torch.manual_seed(0)
     model = classifier(ResidualNet(classes=CLASSES))
-    return model, partition_for(model, batch(2), FreezeOut()).units
+    return model, partition_for(model, batch(2), FreezeOut().settings).units
 
 
 def sgd(groups):
