@@ -324,8 +324,8 @@ def test_what_cannot_be_matched_is_said():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def a_record(arm: str, seconds: float, batches: int, **changes: object) -> Record:
-    content = records.record(arm, 17, seconds=seconds) | changes
+def a_record(arm: str, seconds: float, batches: int) -> Record:
+    content = records.record(arm, 17, seconds=seconds)
     return Record.model_validate(content | {'effective': content['effective'] | {'total_batches': batches}})
 
 

@@ -79,7 +79,7 @@ def arm_results(comparison: Comparison) -> list[ArmResult]:
     Returns:
         list[ArmResult]: Arms with at least one finished run, in the comparison's order.
     """
-    numbers = {arm: _Numbers.of(comparison, arm) for arm in comparison.arms if comparison.of(arm)}
+    numbers = {arm: _numbers(comparison, arm) for arm in comparison.arms if comparison.of(arm)}
     results = [_compared(arm, numbers, comparison.clock) for arm in numbers]
     return [_judged(result) for result in _corrected(results)]
 
@@ -92,11 +92,11 @@ class _Numbers:
     accuracies: Sequence[float]
     times: Sequence[float]
 
-    @classmethod
-    def of(cls, comparison: Comparison, arm: str) -> '_Numbers':
-        records = [run.record for run in comparison.of(arm)]
-        accuracies = [record.accuracy for record in records if record.accuracy is not None]
-        return cls(records, accuracies, [comparison.clock.seconds(record) for record in records])
+
+def _numbers(comparison: Comparison, arm: str) -> _Numbers:
+    records = [run.record for run in comparison.of(arm)]
+    accuracies = [record.accuracy for record in records if record.accuracy is not None]
+    return _Numbers(records, accuracies, [comparison.clock.seconds(record) for record in records])
 
 
 def _compared(arm: str, numbers: Mapping[str, _Numbers], clock: Clock) -> ArmResult:
