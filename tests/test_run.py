@@ -273,7 +273,9 @@ def test_parts_that_do_not_go_together(yaml, tmp_path, capsys):
     scheduler = 'scheduler={name: cosine_annealing_with_warmup, t_warmup: 1ba, t_max: 1ep}'
     assert main([str(yaml), scheduler, f'output={tmp_path}']) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f'{yaml}: the parts of this run do not go together: ') and error.count('\n') == 1
+    # They may be what the command line gave.
+    assert error.startswith(f'{yaml} with {scheduler} output={tmp_path}: the parts of this run do not go together: ')
+    assert error.count('\n') == 1
 
 
 def test_another_number_of_costs_than_units_is_told(yaml, tmp_path, capsys):
