@@ -50,7 +50,11 @@ def _link_to_files(app: Sphinx, docname: str, content: list[str]) -> None:
 
     def download(link: re.Match[str]) -> str:
         text, path = link.groups()
-        return f'{{download}}`{text} <{path}>`' if (ROOT / 'docs' / path).is_file() else link.group()
+        # Of a report in Markdown the HTML beside it, which has its plots inside.
+        for found in (path.removesuffix('.md') + '.html', path):
+            if (ROOT / 'docs' / found).is_file():
+                return f'{{download}}`{text} <{found}>`'
+        return link.group()
 
     content[0] = re.sub(r'(?<!!)\[([^\]]+)\]\((\.\./[^)#]+)\)', download, content[0])
 
