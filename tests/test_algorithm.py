@@ -18,7 +18,7 @@ from composer.optim import (
 from torch import nn
 
 from composer_freezeout import FreezeOut
-from composer_freezeout.freezing.optimizer.groups import UNIT
+from composer_freezeout.freezing.optimizer.param_group import UNIT
 
 from .networks import DenseNet, ResidualNet, Transformer, chain
 from .training import BATCH_SIZE, CLASSES, StepTrace, classifier, images, trainer
