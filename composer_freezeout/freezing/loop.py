@@ -110,6 +110,11 @@ class FreezeOutLoop:
         return self._known().prefix
 
     @property
+    def freezer(self) -> FrozenPrefix:
+        """Another name of :attr:`prefix`, which loops written for it use."""
+        return self.prefix
+
+    @property
     def groups(self) -> UnitGroups:
         """The optimizer's groups.
 
