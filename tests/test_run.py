@@ -201,16 +201,6 @@ def test_an_interrupted_run_is_continued(yaml, tmp_path, crash, capsys):
     assert [path.name for path in sorted((tmp_path / 'broken').glob('log*'))] == ['log.2.txt', 'log.txt']
 
 
-def test_training_starts_from_a_given_checkpoint(yaml, tmp_path):
-    first, second = (f'output={tmp_path / name}' for name in ('first', 'second'))
-    assert main([str(yaml), 'max_duration=1ep', 'checkpoint={keep: 1}', first]) == 0
-    (checkpoint,) = (tmp_path / 'first' / 'checkpoints').glob('ep1*.pt')
-    path = str(checkpoint).replace('rank0', 'rank{rank}')  # which Composer fills in
-    assert main([str(yaml), f'checkpoint.load_path={path}', second]) == 0
-    content = record(tmp_path / 'second')
-    assert content['resumed_at_batch'] == [3] and content['effective']['total_batches'] == 6
-
-
 def test_loggers_write_into_the_output_folder(yaml, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loggers = 'loggers=[{name: file}, {name: tensorboard}]'

@@ -4,7 +4,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ['ACCURACY', 'FORMAT', 'Effective', 'Epoch', 'Git', 'LearningRates', 'OpenMP', 'Record', 'Segment', 'Unit']
+__all__ = [
+    'ACCURACY',
+    'FORMAT',
+    'Effective',
+    'Epoch',
+    'Git',
+    'LearningRates',
+    'OpenMP',
+    'Record',
+    'Segment',
+    'StartedFrom',
+    'Unit',
+]
 
 FORMAT = 1
 # The metric that runs are compared by.
@@ -36,7 +48,7 @@ class Effective(_Part):
             hyperparameters, as they were after the first step.
         algorithms (list[str]): The algorithms, as text.
         batches_per_epoch (int, optional): None where the data does not tell.
-        total_batches (int): Batches that were trained, in ``[1, ∞)``.
+        total_batches (int): Batches that the run has trained itself, in ``[1, ∞)``.
         world_size (int): Number of processes, in ``[1, ∞)``.
         device (str): ``cpu`` or ``gpu``.
         precision (str): Composer's name of it.
@@ -81,8 +93,8 @@ class Epoch(_Part):
     """An epoch, or what was trained of it.
 
     Attributes:
-        epoch (int): From 1.
-        batch (int): Batches that were trained until its end.
+        epoch (int): From 1, or from the epoch of the checkpoint of another run that training goes on from.
+        batch (int): Batches that were trained until its end, those before that checkpoint included.
         train (dict[str, float | None]): Metrics of training, and the mean loss.
         eval (dict[str, float | None]): Metrics of its evaluation; empty without one.
         training_seconds (float): Wall-clock of its training, without evaluations.
@@ -159,6 +171,20 @@ class OpenMP(_Part):
     spin_count: str | None
 
 
+class StartedFrom(_Part):
+    """The checkpoint of another run whose training goes on.
+
+    Attributes:
+        path (str): The file, as the configuration gives it.
+        batches (int): Batches that had been trained, in ``[0, ∞)``. The run's own are counted on from there.
+        epochs (int): Whole epochs of these, in ``[0, ∞)``.
+    """
+
+    path: str
+    batches: Natural
+    epochs: Natural
+
+
 class Record(_Part):
     """What a run leaves behind in ``record.json``.
 
@@ -191,6 +217,9 @@ class Record(_Part):
         training_cpu_seconds (float, optional): CPU time of training, over all threads and data workers, without
             evaluations; None in records that do not have it.
         openmp (OpenMP, optional): How threads waited; None in records that do not have it.
+        started_from (StartedFrom, optional): The checkpoint of another run that training went on from. What was trained
+            before is not counted in seconds, epochs, segments and ``total_batches``; None for a run of its own, which
+            may have been interrupted and resumed.
     """
 
     format: Literal[1]
@@ -220,11 +249,17 @@ class Record(_Part):
     git: Git | None
     training_cpu_seconds: Seconds | None = None
     openmp: OpenMP | None = None
+    started_from: StartedFrom | None = None
 
     @property
     def accuracy(self) -> float | None:
         """Top-1 accuracy of the last evaluation, in ``[0, 1]``; None if there was none."""
         return self.final.get(ACCURACY)
+
+    @property
+    def last_batch(self) -> int:
+        """Batches that had been trained of the schedule in the end, by whichever run."""
+        return self.effective.total_batches + (self.started_from.batches if self.started_from else 0)
 
     @property
     def algorithms(self) -> list[dict[str, Any]]:

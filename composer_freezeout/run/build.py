@@ -14,11 +14,12 @@ from composer.utils import dist, get_device, reproducibility
 from composer_freezeout.run import registry
 from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data import build_data, per_rank
-from composer_freezeout.run.faults import Attempts, ConfigError, Fault, SectionFault, disk_error
+from composer_freezeout.run.faults import Attempts, ConfigError, SectionFault
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.recorder import Recorder
 from composer_freezeout.run.registry import Bound, bind
 from composer_freezeout.run.signatures import Constructor
+from composer_freezeout.run.starting import check_start, checkpoint_fault, continued
 
 __all__ = ['Parts', 'Run', 'assemble']
 
@@ -69,7 +70,7 @@ class Parts:
         Raises:
             ConfigError: If the parts do not go together.
         """
-        recorder = Recorder()
+        recorder = Recorder(continues=continued(self.config))
         keywords = {**self.keywords, 'callbacks': [*self.keywords['callbacks'], recorder]}
         try:
             trainer = Trainer(**keywords)
@@ -77,7 +78,7 @@ class Parts:
             message = ' '.join(str(error).split())
             raise ConfigError([SectionFault('', f'the parts of this run do not go together: {message}', '')]) from error
         except (EOFError, KeyError, OSError, RuntimeError, UnpicklingError) as error:
-            fault = _checkpoint_fault(self.config, error)
+            fault = checkpoint_fault(self.config, error)
             if fault is None:
                 raise
             raise ConfigError([fault]) from error
@@ -88,23 +89,6 @@ class Parts:
             train_samples=self.train.num_samples or 0,
             eval_samples=self.evaluation.num_samples if self.evaluation is not None else None,
         )
-
-
-def _checkpoint_fault(config: RunConfig, error: Exception) -> Fault | None:
-    """What is wrong with the checkpoint that training was to start from; None if there is none, or its disk is full."""
-    checkpoint = config.checkpoint
-    if checkpoint is None or disk_error(error) is not None:
-        return None
-    reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
-    latest = config.checkpoint_folder / f'latest-rank{dist.get_global_rank()}.pt'
-    if checkpoint.resume and latest.exists():
-        folder = str(config.checkpoint_folder)
-        remedy = f'train what it was made of, copy an earlier one over it, or remove {folder!r} to begin anew'
-        return Fault('checkpoint.resume', f'{str(latest)!r} cannot be loaded ({reason}); {remedy}')
-    if checkpoint.load_path is None:
-        return None
-    remedy = 'give a whole checkpoint that Composer made of this model and optimizer'
-    return Fault('checkpoint.load_path', f'{checkpoint.load_path!r} cannot be loaded ({reason}); {remedy}')
 
 
 def assemble(config: RunConfig) -> Parts:
@@ -225,10 +209,7 @@ def _check_machine(config: RunConfig, attempts: Attempts) -> None:
             attempts.add('precision', f'{config.precision!r} needs a GPU, and this run is on the CPU; use fp32')
         if config.microbatch_size == 'auto':
             attempts.add('microbatch_size', "'auto' needs a GPU, and this run is on the CPU; give a number or null")
-    load_path = config.checkpoint.load_path if config.checkpoint is not None else None
-    # Not what Composer fills in or fetches: 'ep1-rank{rank}.pt', 's3://…'.
-    if load_path is not None and not ('://' in load_path or '{' in load_path) and not Path(load_path).exists():
-        attempts.add('checkpoint.load_path', f'no such file: {load_path!r}')
+    attempts.attempt(check_start, config)
 
 
 def _device(config: RunConfig) -> str:

@@ -89,9 +89,19 @@ class RunConfig(Section):
         return Path(self.output) / 'checkpoints'
 
     @property
+    def latest_checkpoint(self) -> Path:
+        """Where this run's last checkpoint is, if there is one; the first process writes it."""
+        return self.checkpoint_folder / 'latest-rank0.pt'
+
+    @property
     def resume(self) -> bool:
         """Whether an unfinished run in the output folder is continued."""
         return self.checkpoint is not None and self.checkpoint.resume
+
+    @property
+    def resumes_itself(self) -> bool:
+        """Whether there is such a run to be continued."""
+        return self.resume and self.latest_checkpoint.exists()
 
 
 def parse(raw: dict[str, Any]) -> RunConfig:

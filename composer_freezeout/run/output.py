@@ -23,7 +23,9 @@ def check_output(config: RunConfig) -> None:
     folder = Path(config.output)
     try:
         _check_place(folder, config.output)
-        if not config.overwrite:
+        if config.overwrite:
+            _check_kept(config)
+        else:
             _check_content(folder, config)
     except OSError as error:
         raise ConfigError([Fault('output', f'{config.output!r} cannot be read: {error.strerror}')]) from error
@@ -63,6 +65,13 @@ def _check_place(folder: Path, output: str) -> None:
     if not os.access(there, os.W_OK | os.X_OK):
         fault = f'{output!r} cannot be written to: {str(there)!r} is read-only for this user; choose another folder'
         raise ConfigError([Fault('output', fault)])
+
+
+def _check_kept(config: RunConfig) -> None:
+    load_path = config.checkpoint.load_path if config.checkpoint is not None else None
+    if load_path is not None and Path(load_path).resolve().is_relative_to(config.checkpoint_folder.resolve()):
+        fault = f'{load_path!r} would be removed by overwrite: true; choose another output'
+        raise ConfigError([Fault('checkpoint.load_path', fault)])
 
 
 def _check_content(folder: Path, config: RunConfig) -> None:

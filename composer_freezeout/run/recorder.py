@@ -12,7 +12,7 @@ from composer.utils import dist, map_collection
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
 from composer_freezeout.results.files import json_safe
-from composer_freezeout.results.record import Epoch, Segment, Unit
+from composer_freezeout.results.record import Epoch, Segment, StartedFrom, Unit
 from composer_freezeout.run.clocks import Stopwatch, cpu_seconds
 from composer_freezeout.run.learning_rates import LearningRateTrace, hyperparameters
 from composer_freezeout.run.segments import Moment, Segments
@@ -24,14 +24,17 @@ class Recorder(Callback):
     """Measures a run: times, metrics of each epoch, and the learning rates that the optimizer really used.
 
     Training time, wall-clock and CPU time, runs from ``FIT_START`` to ``FIT_END`` and stands still during evaluation.
-    It travels with checkpoints, so that the record of a resumed run is that of the whole run. It is also told apart by
-    what was trainable, in segments of batches between one freeze and the next.
+    It travels with checkpoints, so that the record of a resumed run is that of the whole run. A run that goes on from
+    another run's checkpoint counts its own part alone. Training time is also told apart by what was trainable, in
+    segments of batches between one freeze and the next.
 
     Args:
         max_points (int): Points kept of the trace of learning rates, besides the last one, in ``[2, ∞)``.
+        continues (str, optional): The checkpoint of another run that is loaded; None if one of the run itself is, or
+            none at all.
     """
 
-    def __init__(self, max_points: int = 250):
+    def __init__(self, max_points: int = 250, continues: str | None = None):
         self.learning_rates = LearningRateTrace(max_points)
         self.training = Stopwatch()
         self.training_cpu = Stopwatch(now=cpu_seconds)
@@ -44,6 +47,8 @@ class Recorder(Callback):
         self.resumed_at: list[int] = []
         self.first_batch_seconds: float | None = None
         self.example: Any = None
+        self.started_from: StartedFrom | None = None
+        self._continues = continues
         self._batches_done = 0
         self._fitting = False
         self._evaluated = False
@@ -58,7 +63,10 @@ class Recorder(Callback):
         if state.device.name == 'gpu':
             self.training.synchronize = self.evaluation.synchronize = torch.cuda.synchronize
             torch.cuda.reset_peak_memory_stats()
-        if state.timestamp.batch.value:
+        if self._continues is not None:
+            now = state.timestamp
+            self.started_from = StartedFrom(path=self._continues, batches=now.batch.value, epochs=now.epoch.value)
+        elif state.timestamp.batch.value:
             self.resumed_at.append(state.timestamp.batch.value)
         self._fitting = True
         self.segments.watch(state.model.parameters())
@@ -157,7 +165,7 @@ class Recorder(Callback):
         cpu = self._cpu()
         self.epochs.append(
             Epoch(
-                epoch=len(self.epochs) + 1,
+                epoch=len(self.epochs) + 1 + (self.started_from.epochs if self.started_from else 0),
                 batch=state.timestamp.batch.value,
                 train=train,
                 eval=_numbers(state.eval_metric_values) if self._evaluated else {},
@@ -207,6 +215,7 @@ class Recorder(Callback):
             'resumed_at_batch': self.resumed_at,
             'final': evaluated[-1] if evaluated else {},
             'training_cpu_seconds': self._cpu(),
+            'started_from': self.started_from,
         }
 
     def effective(self, state: State) -> dict[str, Any]:
@@ -222,7 +231,7 @@ class Recorder(Callback):
             'optimizer': self.optimizer,
             'algorithms': [_text(algorithm) for algorithm in state.algorithms],
             'batches_per_epoch': None if state.dataloader_len is None else state.dataloader_len.value,
-            'total_batches': state.timestamp.batch.value,
+            'total_batches': state.timestamp.batch.value - (self.started_from.batches if self.started_from else 0),
             'world_size': dist.get_world_size(),
             'device': state.device.name,
             'precision': state.precision.value,
@@ -243,11 +252,14 @@ class Recorder(Callback):
             'first_batch_seconds': self.first_batch_seconds,
             'segments': [row.model_dump() for row in self.segments.until(self._now(self._batches_done))],
             'loss': (self._loss_sum, self._loss_count),
+            'started_from': None if self.started_from is None else self.started_from.model_dump(),
             **self.learning_rates.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with the record of an earlier run."""
+        """Goes on with the record of the run, if it is this one's."""
+        if self._continues is not None:
+            return
         self.training.reset(state['training_seconds'])
         self.evaluation.reset(state['evaluation_seconds'])
         self.data_wait.reset(state['data_wait_seconds'])
@@ -263,6 +275,8 @@ class Recorder(Callback):
         self.first_batch_seconds = state['first_batch_seconds']
         self.learning_rates.load_state_dict(state)
         self._loss_sum, self._loss_count = state['loss']
+        started_from = state.get('started_from')
+        self.started_from = None if started_from is None else StartedFrom(**started_from)
 
 
 def _units(state: State) -> list[Unit]:

@@ -22,11 +22,21 @@ def summary_lines(record: Record, path: Path) -> list[str]:
         result += f', accuracy {record.accuracy:.2%}'
     if record.predicted_saving:
         result += f', {record.predicted_saving:.1%} of the FLOPs saved by freezing (predicted)'
-    return [result, *_frozen(record), f'record: {path}']
+    return [result, *_started_from(record), *_frozen(record), f'record: {path}']
+
+
+def _started_from(record: Record) -> list[str]:
+    started = record.started_from
+    if started is None:
+        return []
+    return [
+        f'went on from {started.path}, after {started.batches} batches; the seconds are those of the '
+        f'{record.effective.total_batches} batches since then'
+    ]
 
 
 def _frozen(record: Record) -> list[str]:
-    total = record.effective.total_batches
+    total = record.last_batch
     frozen = [unit for unit in record.units if unit.frozen_at_batch is not None]
     if frozen:
         first, last = frozen[0], frozen[-1]

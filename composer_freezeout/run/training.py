@@ -21,6 +21,7 @@ from composer_freezeout.run.models import build_model
 from composer_freezeout.run.output import prepare_output
 from composer_freezeout.run.predicted import predict_saving
 from composer_freezeout.run.processes import rank
+from composer_freezeout.run.starting import check_left, continued
 from composer_freezeout.run.yaml_files import write_yaml
 
 __all__ = ['train']
@@ -42,13 +43,16 @@ def train(config: RunConfig, origin: Mapping[str, Any]) -> Record | None:
     """
     _quieten()
     parts = assemble(config)
+    # Before the run has a checkpoint of its own.
+    path = continued(config)
     prepare_output(config, clear=rank() == 0)
     run = parts.build()
     started = _now()
     try:
+        state = run.trainer.state
+        check_left(config, state, path)
         if rank() == 0:
             write_yaml(Path(config.output) / CONFIG, run.config)
-        state = run.trainer.state
         assert state.max_duration is not None
         # A run that was interrupted after its last checkpoint has only its record left to write.
         if state.timestamp < state.max_duration:
@@ -116,9 +120,9 @@ def _record(run: Run, config: RunConfig, origin: Mapping[str, Any], started: str
 
 
 def _predicted_saving(run: Run, config: RunConfig) -> float | None:
-    """From FLOPs; None if nothing was trained this time, or there is more than one kind of freezing."""
+    """From FLOPs; None if not all of the schedule was trained this time, or there is more than one kind of freezing."""
     state = run.trainer.state
-    if run.recorder.example is None or state.dataloader_len is None:
+    if run.recorder.started_from is not None or run.recorder.example is None or state.dataloader_len is None:
         return None
     epochs = max(1, round(state.timestamp.batch.value / state.dataloader_len.value))
     return predict_saving(build_model(config.model), run.recorder.example, state.algorithms, epochs)

@@ -30,7 +30,7 @@ def learning_rates(record: Record) -> Figure:
         raise ValueError(
             f'the run {record.run_name!r} has no FreezeOut units to draw; give the record of a FreezeOut run'
         )
-    total = record.effective.total_batches
+    total = record.last_batch
     progress = [batch / total for batch in trace.batch]
     colours = [_DEPTH(index / max(1, len(units) - 1)) for index in range(len(units))]
 
