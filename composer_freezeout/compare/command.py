@@ -26,12 +26,20 @@ from pathlib import Path
 from rich.console import Console
 
 from composer_freezeout.compare.arms.family import choose_arms, family_arms, read_arms
-from composer_freezeout.compare.command_line import check_seeds, exit_code, number_of_seeds, same_command, scale_factor
+from composer_freezeout.compare.command_line import (
+    add_executor_options,
+    check_seeds,
+    executor,
+    exit_code,
+    number_of_seeds,
+    same_command,
+    scale_factor,
+)
 from composer_freezeout.compare.judging.comparison import load
 from composer_freezeout.compare.judging.manifest import new_manifest
-from composer_freezeout.compare.training.finished import check_environment
 from composer_freezeout.compare.training.folder import claimed, prepare_folder
-from composer_freezeout.compare.training.ongoing import OngoingComparison, clear, run_all
+from composer_freezeout.compare.training.ongoing import OngoingComparison, clear
+from composer_freezeout.compare.training.rounds import run_all
 from composer_freezeout.run.families import find_family, names
 from composer_freezeout.run.processes import stoppable
 from composer_freezeout.run.threads import settle_threads
@@ -80,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--scale', type=scale_factor, default=1.0, metavar='S', help='factor on epochs and their batches (1)'
     )
+    add_executor_options(parser)
     parser.add_argument('--overwrite', action='store_true', help='train again what the folder already holds')
     parser.add_argument('--allow-mixed', action='store_true', help='go on with runs of other versions or hardware')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='laid over the file of every arm')
@@ -114,12 +123,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(arguments: argparse.Namespace, command: str) -> int:
     console, out = Console(), arguments.out
     comparison = _prepared(arguments, command)
+    trained = executor(arguments, comparison.arms[0].config.device)
+    if not arguments.allow_mixed:
+        comparison.check_environment(trained.workers, trained.cores)
     for arm in comparison.arms:
         if arm.note:
             console.print(f'{arm.name}: {arm.note}', markup=False, highlight=False, soft_wrap=True)
     # Composer has taken over SIGTERM when it was imported.
-    with stoppable():
-        missing = run_all(comparison, console)
+    with stoppable(), trained:
+        missing = run_all(comparison, trained, console)
     # Without it there is nothing to compare with.
     if comparison.has_baseline:
         _report(out, arguments.allow_mixed, console)
@@ -141,8 +153,6 @@ def _prepared(arguments: argparse.Namespace, command: str) -> OngoingComparison:
     if arguments.overwrite:
         clear(comparison)
     comparison.take_over()
-    if not arguments.allow_mixed:
-        check_environment({comparison.record_path(*key): record for key, record in comparison.records.items()})
     return comparison
 
 

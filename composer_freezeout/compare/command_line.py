@@ -6,12 +6,26 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from composer_freezeout.run.arguments import count
 from composer_freezeout.run.faults import Refused, told
 from composer_freezeout.run.processes import Stopped, stoppable
 
-__all__ = ['MOST_SEEDS', 'check_seeds', 'duration', 'exit_code', 'number_of_seeds', 'same_command', 'scale_factor']
+if TYPE_CHECKING:
+    from composer_freezeout.compare.training.executor import Executor
+
+__all__ = [
+    'MOST_SEEDS',
+    'add_executor_options',
+    'check_seeds',
+    'duration',
+    'executor',
+    'exit_code',
+    'number_of_seeds',
+    'same_command',
+    'scale_factor',
+]
 
 # More are a typing error: every run would take less than a second to be done within a year.
 MOST_SEEDS = 10_000
@@ -89,6 +103,36 @@ def scale_factor(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f'must be a number in (0, 1], such as 0.1, got {text!r}')
     return value
+
+
+def add_executor_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where runs are trained."""
+    parser.add_argument(
+        '--workers',
+        type=count,
+        metavar='N',
+        help='how many runs are trained at once, each on its own GPU or cores (1)',
+    )
+
+
+def executor(arguments: argparse.Namespace, device: str) -> 'Executor':
+    """Makes what trains the runs.
+
+    Args:
+        arguments (argparse.Namespace): Options of :func:`add_executor_options`.
+        device (str): What the runs train on: ``auto``, ``cpu`` or ``gpu``.
+
+    Returns:
+        Executor: To be used in a ``with`` statement.
+
+    Raises:
+        Refused: If there is not what it would need.
+    """
+    # Imported here: torch takes seconds, and a typing error should be told at once.
+    from composer_freezeout.compare.training.executor import Local
+    from composer_freezeout.compare.training.places import places, usable_cores, visible_gpus
+
+    return Local(places(arguments.workers or 1, [] if device == 'cpu' else visible_gpus(), usable_cores()))
 
 
 def same_command(name: str, argv: Sequence[str]) -> str:

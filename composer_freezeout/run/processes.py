@@ -4,13 +4,16 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 __all__ = ['Stopped', 'execute', 'rank', 'stoppable']
 
 _SECONDS_TO_STOP = 20
+# How often it is looked whether a process is to be stopped.
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def rank() -> int:
@@ -50,13 +53,21 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def execute(command: Sequence[str], log: Path | None = None, handles: Sequence[int] = ()) -> int:
+def execute(
+    command: Sequence[str],
+    log: Path | None = None,
+    handles: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
+) -> int:
     """Runs a command to its end, in a session of its own that ends with this process's call.
 
     Args:
         command (Sequence[str]): The command.
         log (Path, optional): Where its output goes; its folder exists. Default: where this process's goes.
         handles (Sequence[int]): Open files that it inherits, with the locks on them.
+        environment (Mapping[str, str], optional): Variables that it has besides this process's.
+        stop (threading.Event, optional): Ends it when it is set: signals reach the first thread only.
 
     Returns:
         int: Its exit code, negative if a signal ended it.
@@ -69,10 +80,16 @@ def execute(command: Sequence[str], log: Path | None = None, handles: Sequence[i
             stdout=file,
             stderr=error,
             pass_fds=handles,
+            env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
         try:
-            return process.wait()
+            if stop is None:
+                return process.wait()
+            while not stop.is_set():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(_SECONDS_BETWEEN_LOOKS)
+            return -signal.SIGTERM
         finally:
             _end(process)
 

@@ -59,6 +59,8 @@ class Manifest(_Part):
         scale (float): Share of the family's epochs, and of its batches per epoch, that is trained; in ``(0, 1]``.
         overrides (list[str]): ``key=value`` pairs laid over every configuration.
         failures (list[Failure]): Runs that failed.
+        workers (int, optional): How many runs were trained side by side; None if one after another.
+        company (float, optional): Time of a step with all of them running over that of one alone; None if not measured.
     """
 
     format: Literal[1]
@@ -69,6 +71,8 @@ class Manifest(_Part):
     scale: Annotated[float, Field(gt=0, le=1)]
     overrides: list[str]
     failures: list[Failure]
+    workers: Annotated[int, Field(ge=2)] | None = None
+    company: Annotated[float, Field(gt=0)] | None = None
 
     def with_outcome(self, arm: str, seed: int, failure: Failure | None) -> 'Manifest':
         """The same after a run, which failed or did not."""
@@ -131,5 +135,7 @@ def merged(earlier: Manifest, now: Manifest, path: Path) -> Manifest:
             'arms': in_order([*earlier.arms, *now.arms]),
             'seeds': sorted({*earlier.seeds, *now.seeds}),
             'failures': earlier.failures,
+            'workers': earlier.workers,
+            'company': earlier.company,
         }
     )

@@ -6,14 +6,13 @@ Optuna looks for settings with a high accuracy and a high saving on the choosing
 from FLOPs: it is the same on a busy machine, and what it leaves out shows when times are measured. The settings that no
 other beats in both, and the paper's default, are then trained with the judging seeds, which no choice was made by,
 next to baselines with their schedules compressed to 100, 90, 80, 70 and 60 % of the duration. A setting is worth its
-while if it lies above the line through these baselines: more accurate than a baseline in the same training time.
+while if it lies above the curve through these baselines: more accurate than a baseline in the same training time.
 
 What has been finished is not done again: after an interruption, the same command goes on.
 """
 
 import argparse
 import importlib.util
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,12 +24,20 @@ from rich.console import Console
 
 from composer_freezeout.compare.arms.family import Arm, read_arms
 from composer_freezeout.compare.arms.known import BASELINE, FREEZEOUT
-from composer_freezeout.compare.command_line import check_seeds, duration, exit_code, number_of_seeds, same_command
+from composer_freezeout.compare.command_line import (
+    add_executor_options,
+    check_seeds,
+    duration,
+    executor,
+    exit_code,
+    number_of_seeds,
+    same_command,
+)
 from composer_freezeout.compare.judging.reading import read
 from composer_freezeout.compare.sweep.report import FORMAT, RESULT, TABLE, Search, Trial, report
 from composer_freezeout.compare.sweep.results import results
 from composer_freezeout.compare.sweep.settings import chosen
-from composer_freezeout.compare.training.folder import claimed
+from composer_freezeout.compare.training.folder import claimed, clear_folder
 from composer_freezeout.results.differences import differences
 from composer_freezeout.results.files import json_safe, write_json
 from composer_freezeout.run.arguments import count
@@ -66,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--keep', type=count, default=4, metavar='N', help='settings to judge besides the default (4)')
     parser.add_argument('--budget', type=duration, metavar='TIME', help="how long new settings are tried: '30m', '2h'")
+    add_executor_options(parser)
     parser.add_argument('--overwrite', action='store_true', help='begin anew')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='laid over both files')
     return parser
@@ -105,9 +113,7 @@ def prepare_folder(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
         except (FileNotFoundError, Refused):
             raise Refused(f'--out: {out} is not empty and holds no sweep; choose another folder') from None
         if overwrite:
-            # Not the folder itself: it is locked.
-            for content in out.iterdir():
-                shutil.rmtree(content) if content.is_dir() and not content.is_symlink() else content.unlink()
+            clear_folder(out)
         elif changed := differences(earlier, dict(now)):
             key, (there, here) = next(iter(changed.items()))
             remedy = 'use --overwrite or another --out'
@@ -144,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sweep(arguments: argparse.Namespace, command: str) -> int:
     # Imported here, as optuna may not be there.
-    from composer_freezeout.compare.sweep.search import Sweep, completed
+    from composer_freezeout.compare.sweep.search import Sweep
+    from composer_freezeout.compare.sweep.trials import completed
 
     console, family = Console(), find_family(arguments.family)
     (baseline, freezeout), data = read_arms(family, [BASELINE, FREEZEOUT], arguments.overrides, 1.0)
@@ -152,10 +159,11 @@ def _sweep(arguments: argparse.Namespace, command: str) -> int:
         raise Refused(f'{baseline.file}: eval_data: is null, but settings are judged by their accuracy; give data')
     choosing, judging = _seeds(baseline.config.seed, arguments)
     now = identity(baseline, freezeout, choosing, judging)
-    sweep = Sweep(arguments.out, baseline, freezeout, data, console)
+    trained = executor(arguments, baseline.config.device)
+    sweep = Sweep(arguments.out, baseline, freezeout, data, console, trained)
     prepare_folder(arguments.out, now, arguments.overwrite)
     # Composer takes over SIGTERM when it is imported, and that has happened.
-    with stoppable():
+    with stoppable(), trained:
         study = sweep.explore(arguments.trials, choosing, arguments.budget)
         trials = [(trial.params, trial.values) for trial in completed(study)]
         settings = chosen(trials, arguments.keep, sweep.default)

@@ -1,12 +1,10 @@
 """The runs of a sweep: settings are searched for, and the best ones are judged."""
 
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -19,13 +17,15 @@ from composer_freezeout.compare.arms.known import round_order
 from composer_freezeout.compare.arms.lengths import shortened, total_batches
 from composer_freezeout.compare.sweep.results import LENGTHS, baseline_name
 from composer_freezeout.compare.sweep.settings import WARM_UPS, Setting, default_setting, name_of, suggest
+from composer_freezeout.compare.sweep.trials import KIND, Trials
+from composer_freezeout.compare.training.executor import Executor
 from composer_freezeout.compare.training.finished import finished
 from composer_freezeout.compare.training.job import Job
-from composer_freezeout.compare.training.runner import Runner
+from composer_freezeout.compare.training.runner import JobList, Runner
 from composer_freezeout.results.record import Record
 from composer_freezeout.run.faults import Refused
 
-__all__ = ['Sweep', 'completed']
+__all__ = ['Sweep']
 
 # Optuna's own journal.
 STUDY = 'study.log'
@@ -41,6 +41,7 @@ class Sweep:
         freezeout (Arm): The arm whose settings are explored.
         data (Data): What they are trained on.
         console (Console): Where progress is told.
+        executor (Executor): Where runs are trained.
     """
 
     out: Path
@@ -48,6 +49,7 @@ class Sweep:
     freezeout: Arm
     data: Data
     console: Console
+    executor: Executor
 
     def __post_init__(self) -> None:
         places = [i for i, entry in enumerate(self.freezeout.config.algorithms) if entry.name == 'freezeout']
@@ -109,37 +111,15 @@ class Sweep:
         Returns:
             optuna.Study: The trials.
         """
-        study = self._study()
-        begun, over = time.monotonic(), len(completed(study)) + len(_given_up(study))
-        with Runner(self.console, trials * len(seeds)) as runner:
-            runner.done = over * len(seeds)
-            for number in range(over, trials):
-                if budget is not None and time.monotonic() - begun > budget:
-                    runner.say(f'The budget is spent after {number} of {trials} settings.')
-                    break
-                trial = study.ask()
-                self._try(study, trial, seeds, runner, (trials - number) * len(seeds))
-        return study
 
-    def _try(self, study: optuna.Study, trial: optuna.Trial, seeds: Sequence[int], runner: Runner, left: int) -> None:
-        setting = suggest(trial, self.warm_ups)
-        jobs = [self.job(self.setting_arm(setting), seed) for seed in seeds]
-        records = {job.seed: record for job, record in finished(jobs).items()}
-        for position, job in enumerate(jobs):
-            if job.seed in records:
-                runner.take_over(records[job.seed], 'setting')
-                continue
-            pending = ['setting'] * (left - position - 1)
-            outcome = runner.train(job, pending, kind='setting')
-            if outcome.record is None or outcome.record.accuracy is None:
-                # A setting that diverges or doesn't suit the model is out.
-                trial.set_user_attr('failure', outcome.message or 'no accuracy')
-                study.tell(trial, state=TrialState.FAIL)
-                runner.done += len(jobs) - position - 1
-                return
-            records[job.seed] = outcome.record
-        values = [(record.accuracy or 0.0, record.predicted_saving or 0.0) for record in records.values()]
-        study.tell(trial, [float(np.mean(column)) for column in zip(*values, strict=True)])
+        def jobs_of(trial: optuna.Trial) -> list[Job]:
+            arm = self.setting_arm(suggest(trial, self.warm_ups))
+            return [replace(self.job(arm, seed), kind=KIND) for seed in seeds]
+
+        study = self._study()
+        with Runner(self.console, self.executor, trials * len(seeds)) as runner:
+            runner.run(Trials(study, jobs_of, runner, trials, len(seeds), budget))
+        return study
 
     def judge(self, settings: Sequence[Setting], seeds: Sequence[int]) -> dict[str, dict[int, Record]]:
         """Trains settings and baselines of several lengths with the judging seeds, interleaved.
@@ -158,22 +138,12 @@ class Sweep:
         jobs = [self.job(arms[name], seed) for name, seed in schedule]
         done = finished(jobs)
         records: dict[str, dict[int, Record]] = {name: {} for name in arms}
-        with Runner(self.console, len(jobs)) as runner:
+        with Runner(self.console, self.executor, len(jobs)) as runner:
             for job, record in done.items():
-                records[job.label][job.seed] = record
                 runner.take_over(record, job.label)
-            todo = [job for job in jobs if job not in done]
-            for position, job in enumerate(todo):
-                outcome = runner.train(job, [other.label for other in todo[position + 1 :]])
-                if outcome.record is not None:
-                    records[job.label][job.seed] = outcome.record
+            todo = JobList([job for job in jobs if job not in done])
+            runner.run(todo)
+        for job, record in [*done.items(), *((outcome.job, outcome.record) for outcome in todo.outcomes)]:
+            if record is not None:
+                records[job.label][job.seed] = record
         return records
-
-
-def completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """The trials that have an accuracy and a saving."""
-    return study.get_trials(states=(TrialState.COMPLETE,))
-
-
-def _given_up(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    return [trial for trial in study.get_trials(states=(TrialState.FAIL,)) if 'failure' in trial.user_attrs]

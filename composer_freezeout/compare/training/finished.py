@@ -61,11 +61,12 @@ def _changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tup
     return {key: pair for key, pair in found.items() if set(map(id, pair)) != {id(ABSENT), id(None)}}
 
 
-def check_environment(records: Mapping[Path, Record]) -> None:
+def check_environment(records: Mapping[Path, Record], cores: int | None = None) -> None:
     """Makes sure that runs to come can be compared with those that have been done.
 
     Args:
         records (Mapping[Path, Record]): The finished runs, by path.
+        cores (int, optional): How many a run will have. Default: all that this process has.
 
     Raises:
         Refused: If versions or hardware are others now.
@@ -73,6 +74,8 @@ def check_environment(records: Mapping[Path, Record]) -> None:
     if not records:
         return
     now = environment()
+    if cores is not None:
+        now['hardware']['usable_cores'] = cores
     for path, record in records.items():
         then = {'versions': record.versions, 'hardware': record.hardware}
         lines = [

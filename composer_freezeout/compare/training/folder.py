@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from composer_freezeout.compare.judging.reading import read
 from composer_freezeout.results.files import MANIFEST, make_folder
 from composer_freezeout.run.faults import Refused
 
-__all__ = ['claimed', 'held', 'prepare_folder']
+__all__ = ['claimed', 'clear_folder', 'held', 'prepare_folder']
 
 _HELD: list[int] = []
 
@@ -60,6 +61,16 @@ def held() -> tuple[int, ...]:
     A run that inherits them keeps its folder claimed for as long as it lives, even if this process is killed.
     """
     return tuple(_HELD)
+
+
+def clear_folder(folder: Path) -> None:
+    """Removes what is in a folder, as far as it can be, but not the folder itself, which may be locked."""
+    for content in folder.iterdir():
+        if content.is_dir() and not content.is_symlink():
+            shutil.rmtree(content, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                content.unlink()
 
 
 def _unfit(out: Path, error: OSError) -> str:

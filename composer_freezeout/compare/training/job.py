@@ -2,8 +2,8 @@
 
 import json
 import re
-import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from composer_freezeout.compare.judging.reading import read
-from composer_freezeout.compare.training.folder import held
+from composer_freezeout.compare.training.folder import clear_folder, held
 from composer_freezeout.results.files import RECORD
 from composer_freezeout.results.record import Record
 from composer_freezeout.run.faults import Refused
 from composer_freezeout.run.processes import execute
 
-__all__ = ['LOG', 'Job', 'Outcome', 'last_line', 'train']
+__all__ = ['LOG', 'Job', 'Outcome', 'last_line', 'outcome_of', 'prepare_output', 'train']
 
 # Not log.txt, which is what the run's own file logger writes.
 LOG = 'output.txt'
@@ -35,6 +35,7 @@ class Job:
         output (Path): Folder for its record.
         expected (Mapping[str, Any]): The configuration that its record will hold, but for the seed and the output.
         free (frozenset[str]): Keys of the configuration that a finished run may have other values of.
+        kind (str): What its time is noted under. Default: its label.
     """
 
     label: str
@@ -44,13 +45,18 @@ class Job:
     output: Path
     expected: Mapping[str, Any]
     free: frozenset[str] = frozenset()
+    kind: str = ''
 
     @property
     def command(self) -> list[str]:
         """What trains it, through Composer's launcher."""
-        launcher = [sys.executable, '-m', 'composer', '-m', 'composer_freezeout.run']
-        own = [f'output={json.dumps(str(self.output))}', f'seed={self.seed}', 'progress_bar=false']
-        return [*launcher, str(self.file), *self.overrides, *own]
+        return [sys.executable, *self.arguments(self.file, self.output)]
+
+    def arguments(self, file: Path, output: Path) -> list[str]:
+        """What a Python gets to train it, with the file and the output in some places."""
+        launcher = ['-m', 'composer', '-m', 'composer_freezeout.run']
+        own = [f'output={json.dumps(str(output))}', f'seed={self.seed}', 'progress_bar=false']
+        return [*launcher, str(file), *self.overrides, *own]
 
 
 @dataclass(frozen=True)
@@ -86,22 +92,42 @@ def last_line(log: str) -> str:
     return next((line for line in reversed(lines) if line and not launcher.match(line)), '')
 
 
-def train(job: Job) -> Outcome:
-    """Trains, after removing what an unfinished run has left, unless that is to be continued.
+def train(job: Job, environment: Mapping[str, str] | None = None, stop: threading.Event | None = None) -> Outcome:
+    """Trains here, after removing what an unfinished run has left, unless that is to be continued.
 
     Args:
         job (Job): The run.
+        environment (Mapping[str, str], optional): Variables that it has besides this process's.
+        stop (threading.Event, optional): Ends it when it is set.
 
     Returns:
         Outcome: With the record, or with what went wrong.
     """
-    resumes = bool((job.expected.get('checkpoint') or {}).get('resume'))
-    if not resumes:
-        shutil.rmtree(job.output, ignore_errors=True)
-    job.output.mkdir(parents=True, exist_ok=True)
+    prepare_output(job)
     since = time.monotonic()
-    exit_code = execute(job.command, job.output / LOG, held())
-    seconds = time.monotonic() - since
+    exit_code = execute(job.command, job.output / LOG, held(), environment, stop)
+    return outcome_of(job, exit_code, time.monotonic() - since)
+
+
+def prepare_output(job: Job) -> None:
+    """Makes the folder of a run, and removes what an unfinished one has left, unless that is to be continued."""
+    resumes = bool((job.expected.get('checkpoint') or {}).get('resume'))
+    job.output.mkdir(parents=True, exist_ok=True)
+    if not resumes:
+        clear_folder(job.output)
+
+
+def outcome_of(job: Job, exit_code: int, seconds: float) -> Outcome:
+    """Reads what a run has left in its folder.
+
+    Args:
+        job (Job): The run.
+        exit_code (int): Of its process.
+        seconds (float): How long it took.
+
+    Returns:
+        Outcome: With the record, or with what went wrong.
+    """
     message = last_line((job.output / LOG).read_text(encoding='utf-8', errors='replace'))
     try:
         record = read(job.output / RECORD, Record, 'its log tells more') if exit_code == 0 else None

@@ -5,24 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.family import Arm
 from composer_freezeout.compare.arms.known import BASELINE, SHORTENED, round_order
-from composer_freezeout.compare.arms.lengths import shortened
+from composer_freezeout.compare.arms.lengths import shortened, total_batches
 from composer_freezeout.compare.judging.clock import seconds_ratio
 from composer_freezeout.compare.judging.manifest import Failure, Manifest
-from composer_freezeout.compare.training.finished import finished
+from composer_freezeout.compare.training.finished import check_environment, finished
 from composer_freezeout.compare.training.job import Job, Outcome
-from composer_freezeout.compare.training.runner import Runner, warm_up
 from composer_freezeout.results.files import MANIFEST, RECORD, write_json
 from composer_freezeout.results.record import Record
+from composer_freezeout.run.faults import Refused
 
-__all__ = ['WARM_UP_BATCHES', 'OngoingComparison', 'batches_in_the_same_time', 'clear', 'run_all']
-
-# Of the run that is thrown away.
-WARM_UP_BATCHES = 5
+__all__ = ['OngoingComparison', 'batches_in_the_same_time', 'clear']
 
 
 @dataclass
@@ -62,12 +57,17 @@ class OngoingComparison:
         config = self.by_name[job.label].config
         return replace(job, overrides=(*job.overrides, *shortened(config, self.data.batches_per_epoch, batches)))
 
-    def warm_up_job(self) -> Job:
-        """A few batches of the baseline, which leave nothing behind."""
+    def short_job(self, name: str, batches: int) -> Job:
+        """Some batches of the baseline, in a folder that is to be removed."""
         job, config = self.job(BASELINE, self.seeds[0]), self.by_name[BASELINE].config
-        short = shortened(config, self.data.batches_per_epoch, WARM_UP_BATCHES)
+        short = shortened(config, self.data.batches_per_epoch, batches)
         silent = ('loggers=[]', 'callbacks=[]', 'checkpoint=null')
-        return Job('warm-up', job.seed, job.file, (*job.overrides, *short, *silent), self.out / 'warm_up', {})
+        return Job(name, job.seed, job.file, (*job.overrides, *short, *silent), self.out / f'.{name}', {})
+
+    @property
+    def batches(self) -> int:
+        """How many batches a run of the baseline has."""
+        return total_batches(self.by_name[BASELINE].config, self.data.batches_per_epoch)
 
     def record_path(self, name: str, seed: int) -> Path:
         """Where the record of a run is."""
@@ -92,6 +92,24 @@ class OngoingComparison:
         records = finished(self.job(name, seed) for name, seed in self.schedule())
         self.records = {(job.label, job.seed): record for job, record in records.items()}
 
+    def check_environment(self, workers: int, cores: int | None) -> None:
+        """Makes sure that runs to come can be compared with those that are finished.
+
+        Args:
+            workers (int): How many will be trained side by side.
+            cores (int, optional): How many cores each will have. Default: all that this process has.
+
+        Raises:
+            Refused: If versions, hardware or the company are others now.
+        """
+        check_environment({self.record_path(*key): record for key, record in self.records.items()}, cores)
+        there = self.manifest.workers or 1
+        if self.records and there != workers and len(self.records) < len(self.schedule()):
+            line = (
+                f'{there} runs were trained side by side, and now {workers} would be, so that times cannot be compared'
+            )
+            raise Refused(f'--workers: {self.out}: {line}; use --workers {there}, --allow-mixed or another --out')
+
     def note(self, outcome: Outcome) -> None:
         """Adds what came of a run, and writes the manifest."""
         job, failure = outcome.job, None
@@ -104,7 +122,7 @@ class OngoingComparison:
 
     def write(self) -> None:
         """Writes the manifest."""
-        write_json(self.out / MANIFEST, self.manifest.model_dump())
+        write_json(self.out / MANIFEST, self.manifest.model_dump(exclude_none=True))
 
     def _of(self, name: str) -> list[Record]:
         return [record for (arm, _), record in self.records.items() if arm == name]
@@ -123,42 +141,6 @@ def batches_in_the_same_time(baseline: Sequence[Record], freezeout: Sequence[Rec
     if not baseline or not freezeout:
         return None
     return max(1, round(baseline[0].effective.total_batches * seconds_ratio(freezeout, baseline)))
-
-
-def run_all(comparison: OngoingComparison, console: Console) -> int:
-    """Does the runs that are not finished.
-
-    Args:
-        comparison (OngoingComparison): What to run.
-        console (Console): Where progress is told.
-
-    Returns:
-        int: How many runs have no record.
-    """
-    schedule = comparison.schedule()
-    comparison.write()
-    if taken_over := len(comparison.records):
-        console.print(f'{taken_over} of {len(schedule)} runs are finished already.', highlight=False)
-    if taken_over < len(schedule):
-        console.print(f'Warming up with {WARM_UP_BATCHES} batches of the baseline.', highlight=False)
-        warm_up(comparison.warm_up_job(), console)
-    missing = 0
-    with Runner(console, len(schedule)) as runner:
-        for name, seed in schedule:
-            if (record := comparison.records.get((name, seed))) is not None:
-                runner.take_over(record, name)
-        todo = [key for key in schedule if key not in comparison.records]
-        for position, (name, seed) in enumerate(todo):
-            job = comparison.job(name, seed)
-            if name in SHORTENED and (job := comparison.with_duration(job)) is None:
-                sources = f'{BASELINE} and {SHORTENED[name]}'
-                runner.skip(name, seed, f'its length is that of {sources}, and one of them has no run')
-                missing += 1
-                continue
-            outcome = runner.train(job, [label for label, _ in todo[position + 1 :]])
-            comparison.note(outcome)
-            missing += outcome.record is None
-    return missing
 
 
 def clear(comparison: OngoingComparison) -> None:

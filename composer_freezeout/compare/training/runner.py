@@ -1,20 +1,22 @@
-"""Many runs, one after another, and how far they are."""
+"""Many runs, and how far they are."""
 
 import contextlib
 import math
-import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from composer_freezeout.compare.judging.clock import cores
-from composer_freezeout.compare.training.job import LOG, Job, Outcome, train
+from composer_freezeout.compare.training.executor import Executor
+from composer_freezeout.compare.training.job import LOG, Job, Outcome
 from composer_freezeout.results.record import Record
 
-__all__ = ['Runner', 'remaining_seconds', 'warm_up']
+__all__ = ['JobList', 'Runner', 'Work', 'remaining_seconds']
 
 
 def remaining_seconds(pending: Sequence[str], known: Mapping[str, Sequence[float]]) -> float | None:
@@ -43,18 +45,37 @@ def _estimate(seconds: float | None) -> str:
     return f'about {left} left, until {datetime.now() + timedelta(seconds=seconds):%H:%M}'
 
 
+class Work(Protocol):
+    """Runs to be done, some of which may have to wait for others."""
+
+    def next_job(self) -> Job | None:
+        """The run to begin now; None if there is none, or all that are left wait for what is running."""
+        ...
+
+    def note(self, outcome: Outcome) -> None:
+        """Takes what came of a run."""
+        ...
+
+    @property
+    def left(self) -> Sequence[str]:
+        """What the times of the runs that have not begun are noted under."""
+        ...
+
+
 @dataclass
 class Runner:
-    """Does runs one after another, and shows how far it is: a bar on a terminal, else a line for each run.
+    """Does runs, and shows how far it is: a bar on a terminal, else a line for each run.
 
     Attributes:
         console (Console): Where it is shown.
+        executor (Executor): Where they are done.
         total (int): Number of runs.
         done (int): How many of them are over.
         seconds (dict[str, list[float]]): How long the finished ones took, by label.
     """
 
     console: Console
+    executor: Executor
     total: int
     done: int = 0
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -99,27 +120,42 @@ class Runner:
         self._count()
         self.say(f'[{self.done}/{self.total}] {label} seed {seed}: not run: {why}')
 
-    def train(self, job: Job, pending: Sequence[str], kind: str = '') -> Outcome:
-        """Does a run, and tells what came of it.
+    def run(self, work: Work) -> None:
+        """Does all runs, as many at once as there are places for, and tells what came of each.
 
         Args:
-            job (Job): The run.
-            pending (Sequence[str]): Labels of the runs after it.
-            kind (str): What its time is noted under. Default: its label.
-
-        Returns:
-            Outcome: What came of it.
+            work (Work): The runs.
         """
-        kind = kind or job.label
-        left = _estimate(remaining_seconds([kind, *pending], self.seconds))
-        self.progress.update(self.task, description=f'{job.label} seed {job.seed}', left=left)
-        outcome = train(job)
-        if outcome.record is not None:
-            self.seconds.setdefault(kind, []).append(outcome.seconds)
+        running: dict[Future[Outcome], Job] = {}
+        while True:
+            while len(running) < self.executor.workers and (job := work.next_job()) is not None:
+                running[self.executor.submit(job)] = job
+                self._show(list(running.values()), work)
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                outcome = future.result()
+                if outcome.record is not None:
+                    self.seconds.setdefault(_kind(outcome.job), []).append(outcome.seconds)
+                work.note(outcome)
+                self._tell(outcome, [*map(_kind, running.values()), *work.left])
+            self._show(list(running.values()), work)
+
+    def _tell(self, outcome: Outcome, pending: Sequence[str]) -> None:
         self._count()
-        estimate = _estimate(remaining_seconds(pending, self.seconds)) if pending else 'done'
+        estimate = self._estimate(pending) if pending else 'done'
+        job = outcome.job
         self.say(f'[{self.done}/{self.total}] {job.label} seed {job.seed}: {_result(outcome)}; {estimate}')
-        return outcome
+
+    def _show(self, running: Sequence[Job], work: Work) -> None:
+        names = ', '.join(f'{job.label} seed {job.seed}' for job in running)
+        left = self._estimate([*map(_kind, running), *work.left])
+        self.progress.update(self.task, description=names, left=left)
+
+    def _estimate(self, pending: Sequence[str]) -> str:
+        seconds = remaining_seconds(pending, self.seconds)
+        return _estimate(None if seconds is None else seconds / min(self.executor.workers, len(pending) or 1))
 
     def _count(self) -> None:
         self.done += 1
@@ -138,21 +174,30 @@ def _result(outcome: Outcome) -> str:
     return seconds if accuracy is None else f'{accuracy:.2%} in {seconds}'
 
 
-def warm_up(job: Job, console: Console) -> None:
-    """Does a run that is thrown away, so that the first measured one doesn't pay for cold caches.
+def _kind(job: Job) -> str:
+    return job.kind or job.label
+
+
+class JobList:
+    """Runs that wait for no other.
 
     Args:
-        job (Job): A short run; its folder is removed afterwards.
-        console (Console): Where a failure is told.
+        jobs (Sequence[Job]): In the order in which they are to begin.
     """
-    try:
-        outcome = train(job)
-        if outcome.record is None:
-            console.print(
-                f'the warm-up run failed with exit code {outcome.exit_code}: {outcome.message}',
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-    finally:
-        shutil.rmtree(job.output, ignore_errors=True)
+
+    def __init__(self, jobs: Sequence[Job]):
+        self._jobs = list(jobs)
+        self.outcomes: list[Outcome] = []
+
+    def next_job(self) -> Job | None:
+        """The next one."""
+        return self._jobs.pop(0) if self._jobs else None
+
+    def note(self, outcome: Outcome) -> None:
+        """Keeps what came of a run."""
+        self.outcomes.append(outcome)
+
+    @property
+    def left(self) -> Sequence[str]:
+        """What the times of those are noted under that have not begun."""
+        return [_kind(job) for job in self._jobs]
