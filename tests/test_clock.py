@@ -15,10 +15,10 @@ from composer_freezeout.compare.report.sentences import conclusion
 from composer_freezeout.compare.report.terminal import comparison_table
 from composer_freezeout.results.record import Record
 
-from .records import folder, record
+from .records import edit, folder, record
 
-ARMS = {'baseline': [0.93, 0.931, 0.932], 'baseline_short': [0.90, 0.901, 0.902], 'freezeout': [0.92, 0.921, 0.922]}
-CPU = {'baseline': 190.0, 'baseline_short': 175.0, 'freezeout': 171.0}
+ARMS = {'baseline': [0.93, 0.931, 0.932], 'baseline_short': [0.90, 0.901, 0.902], 'freezeout': [0.92, 0.923, 0.922]}
+CPU = {'baseline': 190.0, 'baseline_short': 173.0, 'freezeout': 171.0}
 # Two threads, which have 1.9 cores.
 QUIET = {arm: cpu / 1.9 for arm, cpu in CPU.items()}
 # While the shortened baseline ran, there was other work to do.
@@ -55,33 +55,41 @@ def test_on_a_busy_machine_cpu_seconds_are_compared(tmp_path):
     comparison = compared(tmp_path, BUSY, CPU)
     assert comparison.clock.kind == 'CPU'
     result = freezeout(comparison)
-    # By wall-clock it took a third of its control's time.
-    assert result.control_time_ratio == pytest.approx(171 / 175) and result.measured_saving == pytest.approx(0.1)
-    assert result.verdict == 'pays'
-    verdict, *others = conclusion(comparison)
-    assert '10.0 % less CPU time of training than baseline, 0.977 times that of baseline_short' in verdict
-    assert 'training had 0.70 to 1.90 processor cores' in others[-1] and 'CPU times are compared instead' in others[-1]
+    # By wall-clock it took a third of the shorter baseline's time.
+    assert result.measured_saving == pytest.approx(0.1)
+    assert (result.verdict, result.judged_by) == ('pays', 'time')
+    verdict, *others, _ = conclusion(comparison)
+    assert 'at equal CPU time of training' in verdict
+    assert verdict.endswith('10.0 % less CPU time of training than the whole baseline.')
+    assert 'training had 0.69 to 1.90 processor cores' in others[0] and 'CPU times are compared instead' in others[0]
     assert 'CPU' in terminal(comparison) and '171.0' in terminal(comparison)
     files = render(comparison)
     for text in (files['report.md'], files['report.html']):
-        assert 'CPU time / baseline' in text and 'CPU time / control' in text and comparison.clock.note in text
+        assert 'gain at equal CPU time' in text and comparison.clock.note in text
     assert 'Accuracy against CPU time of training' in files['accuracy_time.svg']
 
 
-def test_on_a_machine_that_is_too_busy_nothing_is_judged(tmp_path):
-    comparison = compared(tmp_path, BUSY, INFLATED)
+def test_on_a_machine_that_is_too_busy_arms_are_judged_by_flops(tmp_path):
+    folder(tmp_path, ARMS, BUSY, INFLATED)
+    for seed in range(3):
+        edit(tmp_path / f'baseline_short/seed{seed}/record.json', 'effective', 'total_batches', value=16)
+    comparison = load(tmp_path)
     assert comparison.clock.kind == 'none'
     result = freezeout(comparison)
-    assert (result.verdict, result.time_ratio, result.measured_saving) == ('undecided', None, None)
-    verdict, *others = conclusion(comparison)
-    assert verdict == 'No verdict: other processes used the machine during training.'
-    (note,) = others
-    assert 'CPU time for the same work differs by up to 26 %' in note and 'again on a quiet machine' in note
+    assert (result.verdict, result.judged_by, result.by_time) == ('pays', 'FLOPs', None)
+    assert (result.time_ratio, result.measured_saving) == (None, None)
+    verdict, note, *_ = conclusion(comparison)
+    assert (
+        verdict.startswith('freezeout pays: at equal FLOPs its accuracy is 2.07 points above') and 'took' not in verdict
+    )
+    assert 'CPU time for the same work differs by up to' in note and 'again on a quiet machine' in note
     assert '20.0' in terminal(comparison)  # the predicted saving
     files = render(comparison)
-    assert 'not judged' in files['report.md'] and 'saves' not in files['report.md']
-    # Accuracies and memory are what they are.
-    assert {name for name in files if name.endswith('.svg')} == {'learning_rates.svg', 'memory.svg'}
+    assert 'gain at equal time' not in files['report.md'] and 'gain at equal FLOPs' in files['report.md']
+    # Nothing is drawn over time.
+    names = {'accuracy_time.svg', 'engagement.svg', 'learning_rates.svg', 'memory.svg'}
+    assert {name for name in files if name.endswith('.svg')} == names
+    assert 'Accuracy against FLOPs' in files['accuracy_time.svg']
 
 
 def runs(**changes: Any) -> dict[str, list[Record]]:

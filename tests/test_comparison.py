@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from composer_freezeout.compare.judging.comparison import load
-from composer_freezeout.compare.judging.verdict import arm_results, best_in_the_same_time
+from composer_freezeout.compare.judging.verdict import arm_results, best_arm
 
 from .records import FREEZEOUT, edit, folder, manifest, write
 
-THREE = {'baseline': [0.93, 0.931, 0.932], 'baseline_short': [0.90, 0.901, 0.902], 'freezeout': [0.92, 0.921, 0.922]}
+THREE = {'baseline': [0.93, 0.931, 0.932], 'baseline_short': [0.90, 0.901, 0.902], 'freezeout': [0.92, 0.923, 0.922]}
 SHORTER = {'baseline_short': 80.0, 'freezeout': 80.0, 'freezeout_linear': 80.0, 'layer_freezing': 80.0}
 
 
@@ -167,7 +167,7 @@ def test_savings_are_relative_to_the_baseline(tmp_path):
 
 def test_a_run_without_evaluation_has_a_time_only(tmp_path):
     baseline, result = arm_results(load(folder(tmp_path, {'baseline': [0.9, 0.8], 'freezeout': [None, None]})))
-    assert result.accuracy is None and result.difference is None and result.verdict == 'undecided'
+    assert result.accuracy is None and result.gain is None and result.verdict == 'not judged'
     assert result.seconds.n == 2 and baseline.verdict is None
 
 
@@ -176,40 +176,71 @@ def test_a_run_without_evaluation_has_a_time_only(tmp_path):
 
 def test_it_pays_if_it_is_more_accurate_in_the_same_time(tmp_path):
     result = freezeout(tmp_path, THREE)
-    assert (result.verdict, result.control) == ('pays', 'baseline_short')
+    assert (result.verdict, result.judged_by) == ('pays', 'time')
+    assert result.gain is not None and result.gain.difference is not None
+    assert result.gain.difference.value == pytest.approx(0.0207, abs=1e-4)
 
 
 def test_it_does_not_pay_if_it_is_less_accurate_in_the_same_time(tmp_path):
-    result = freezeout(tmp_path, THREE | {'freezeout': [0.88, 0.881, 0.882]})
-    assert (result.verdict, result.control) == ('does not pay', 'baseline_short')
+    assert freezeout(tmp_path, THREE | {'freezeout': [0.88, 0.883, 0.882]}).verdict == 'does not pay'
 
 
 def test_it_is_undecided_if_the_interval_includes_zero(tmp_path):
     result = freezeout(tmp_path, THREE | {'freezeout': [0.89, 0.901, 0.92]})
-    assert result.verdict == 'undecided' and result.difference is not None
-    assert result.difference.interval is not None and result.difference.interval[0] < 0 < result.difference.interval[1]
+    assert result.verdict == 'undecided' and result.gain is not None and result.gain.difference is not None
+    low, high = result.gain.difference.interval or (1, 1)
+    assert low < 0 < high
 
 
 @pytest.mark.parametrize(
-    ('seconds', 'accuracies', 'verdict'),
+    ('seconds', 'verdict', 'outside'),
     [
-        (82.0, [0.92, 0.921, 0.922], 'pays'),
-        (83.0, [0.92, 0.921, 0.922], 'undecided'),
-        (60.0, [0.92, 0.921, 0.922], 'pays'),
-        (78.0, [0.88, 0.881, 0.882], 'does not pay'),
-        (77.0, [0.88, 0.881, 0.882], 'undecided'),
-        (99.0, [0.88, 0.881, 0.882], 'does not pay'),
+        (90.0, 'undecided', None),  # as accurate as a baseline halfway between the two
+        (80.0, 'pays', None),
+        (99.0, 'does not pay', None),
+        (77.0, 'not judged', 'below'),
+        (103.0, 'not judged', 'above'),
     ],
 )
-def test_more_time_is_no_merit_and_less_is_no_fault(seconds, accuracies, verdict, tmp_path):
-    result = freezeout(tmp_path, THREE | {'freezeout': accuracies}, SHORTER | {'freezeout': seconds})
-    assert result.verdict == verdict
+def test_an_arm_is_judged_in_its_own_time(seconds, verdict, outside, tmp_path):
+    accuracies = THREE | {'layer_freezing': [0.915, 0.9155, 0.9175]}
+    result = freezeout(tmp_path, accuracies, SHORTER | {'layer_freezing': seconds}, 'layer_freezing')
+    assert result.verdict == verdict and result.gain is not None and result.gain.outside == outside
+
+
+def test_baselines_of_all_lengths_make_the_curve(tmp_path):
+    accuracies = THREE | {'baseline_0.7': [0.86, 0.861, 0.862], 'baseline_0.9': [0.925, 0.926, 0.927]}
+    seconds = SHORTER | {'baseline_0.7': 70.0, 'baseline_0.9': 90.0, 'freezeout': 70.0}
+    result = freezeout(tmp_path, accuracies, seconds)
+    assert result.verdict == 'pays' and result.gain is not None and result.gain.difference is not None
+    assert result.gain.difference.value == pytest.approx(0.0607, abs=1e-4)
+
+
+def test_flops_are_a_cost_beside_time(tmp_path):
+    folder(tmp_path, THREE, SHORTER)
+    for seed in range(3):
+        edit(tmp_path / f'baseline_short/seed{seed}/record.json', 'effective', 'total_batches', value=15)
+    result = next(r for r in arm_results(load(tmp_path)) if r.arm == 'freezeout')
+    # 20 batches with a fifth of the FLOPs saved, between baselines of 15 and of 20.
+    assert result.by_flops is not None and result.by_flops.cost == pytest.approx(0.8) and result.by_flops.difference
+    assert result.by_flops.difference.value == pytest.approx(0.0207 - 0.03 * 0.2, abs=1e-4)
+
+
+def test_freezeout_that_trains_longer_costs_what_the_baseline_does(tmp_path):
+    folder(tmp_path, THREE, SHORTER)
+    for seed in range(3):
+        path = tmp_path / f'freezeout/seed{seed}/record.json'
+        edit(path, 'effective', 'total_batches', value=25)
+        edit(path, 'predicted_saving', value=0.0)
+        edit(path, 'config', 'algorithms', value=[FREEZEOUT | {'const_time': True}])
+    result = next(r for r in arm_results(load(tmp_path)) if r.arm == 'freezeout')
+    assert result.flops == 1.0
 
 
 def test_one_seed_decides_nothing(tmp_path):
     result = freezeout(tmp_path, {'baseline': [0.93], 'baseline_short': [0.5], 'freezeout': [0.92]})
-    assert result.verdict == 'undecided'
-    assert result.difference is not None and result.difference.value == pytest.approx(0.42)
+    assert result.verdict == 'undecided' and result.gain is not None and result.gain.difference is not None
+    assert result.gain.difference.value == pytest.approx(0.42)
 
 
 def test_runs_without_any_spread_decide_nothing(tmp_path):
@@ -217,78 +248,30 @@ def test_runs_without_any_spread_decide_nothing(tmp_path):
     assert result.verdict == 'undecided'
 
 
-def test_without_a_shortened_baseline_the_whole_one_is_the_control(tmp_path):
-    accuracies = {'baseline': [0.93, 0.931, 0.932], 'freezeout': [0.90, 0.901, 0.902]}
-    # Less accurate in less time: neither is better.
-    result = freezeout(tmp_path / 'less', accuracies)
-    assert (result.control, result.verdict) == ('baseline', 'undecided')
-    result = freezeout(tmp_path / 'same', accuracies, {'freezeout': 100.0})
-    assert result.verdict == 'does not pay'
+def test_with_the_whole_baseline_alone_only_arms_of_its_time_are_judged(tmp_path):
+    accuracies = {'baseline': [0.93, 0.931, 0.932], 'freezeout': [0.90, 0.903, 0.902]}
+    assert freezeout(tmp_path / 'less', accuracies).verdict == 'not judged'
+    assert freezeout(tmp_path / 'same', accuracies, {'freezeout': 100.0}).verdict == 'does not pay'
 
 
-def test_an_arm_that_takes_the_whole_time_has_the_whole_baseline_as_its_control(tmp_path):
-    accuracies = THREE | {'freezeout_const_time': [0.94, 0.941, 0.942]}
-    result = freezeout(tmp_path, accuracies, SHORTER, 'freezeout_const_time')
-    assert (result.control, result.verdict) == ('baseline', 'pays')
-
-
-@pytest.mark.parametrize(
-    ('seconds', 'control', 'verdict'),
-    [
-        (70.0, 'baseline_short', 'undecided'),
-        (90.0, 'baseline_short', 'does not pay'),
-        (98.0, 'baseline', 'does not pay'),
-    ],
-)
-def test_the_control_is_the_slowest_baseline_that_took_no_more_time(seconds, control, verdict, tmp_path):
-    accuracies = THREE | {'layer_freezing': [0.88, 0.881, 0.882]}
-    result = freezeout(tmp_path, accuracies, SHORTER | {'layer_freezing': seconds}, 'layer_freezing')
-    assert (result.control, result.verdict) == (control, verdict)
-
-
-@pytest.mark.parametrize(
-    ('accuracies', 'seconds', 'verdict'),
-    [([0.92, 0.921, 0.922], 70.0, 'pays'), ([0.87, 0.871, 0.872], 70.0, 'does not pay')],
-)
-def test_the_cost_aware_arm_has_a_control_of_its_own(accuracies, seconds, verdict, tmp_path):
-    accuracies = THREE | {'freezeout_cost_aware': accuracies, 'baseline_short_cost_aware': [0.89, 0.891, 0.892]}
-    seconds = SHORTER | {'freezeout_cost_aware': seconds, 'baseline_short_cost_aware': 70.0}
-    results = {result.arm: result for result in arm_results(load(folder(tmp_path, accuracies, seconds)))}
-    result = results['freezeout_cost_aware']
-    assert (result.control, result.verdict) == ('baseline_short_cost_aware', verdict)
-    assert results['freezeout'].control == 'baseline_short'
-    assert results['baseline_short_cost_aware'].control is None
-    # Their lengths may differ from seed to seed.
-    edit(tmp_path / 'baseline_short_cost_aware/seed1/record.json', 'config', 'max_duration', value='13ba')
-    assert load(tmp_path).differences == ()
-
-
-def test_arms_besides_freezeout_are_corrected_for_their_number(tmp_path):
-    # Both p-values are just below 0.05; with two arms, that is too little for the one that was not singled out.
-    close = [0.9028, 0.9043, 0.9058]
+def test_all_arms_are_corrected_for_their_number(tmp_path):
+    # Both p-values are just below 0.05; with two arms, that is too little.
+    close = [0.9025, 0.9060, 0.9058]
+    assert freezeout(tmp_path / 'alone', THREE | {'freezeout': close}, SHORTER).verdict == 'pays'
     accuracies = THREE | {'freezeout': close, 'freezeout_linear': close}
-    results = {r.arm: r for r in arm_results(load(folder(tmp_path, accuracies, SHORTER)))}
-    for arm, verdict in (('freezeout', 'pays'), ('freezeout_linear', 'undecided')):
-        result = results[arm]
-        assert result.difference is not None and result.difference.p is not None and result.p_holm is not None
-        assert result.difference.p < 0.05 < 2 * result.difference.p == pytest.approx(result.p_holm)
-        assert result.verdict == verdict
+    for result in arm_results(load(folder(tmp_path / 'two', accuracies, SHORTER)))[2:]:
+        gain = result.gain
+        assert gain is not None and gain.difference is not None and gain.difference.p is not None
+        assert gain.difference.p < 0.05 < 2 * gain.difference.p == pytest.approx(gain.p_holm)
+        assert result.verdict == 'undecided' and gain.tests == 2
 
 
-def test_the_best_arm_is_one_that_took_no_more_time(tmp_path):
-    accuracies = THREE | {
-        'freezeout_linear': [0.925, 0.926, 0.927],
-        'layer_freezing': [0.929, 0.93, 0.931],
-        'freezeout_cubic': [0.925, 0.926, 0.927],
-    }
-    seconds = SHORTER | {'layer_freezing': 90.0, 'freezeout_cubic': 79.0}
-    best = best_in_the_same_time(arm_results(load(folder(tmp_path, accuracies, seconds))))
-    assert best is not None and best.arm == 'freezeout_cubic'  # as accurate as freezeout_linear, and quicker
-
-
-def test_no_arm_may_have_been_quick_enough(tmp_path):
-    results = arm_results(load(folder(tmp_path, THREE, SHORTER | {'freezeout': 90.0})))
-    assert best_in_the_same_time(results) is None
+def test_the_best_arm_is_the_one_with_the_highest_gain(tmp_path):
+    # More accurate than freezeout, but in more time.
+    accuracies = THREE | {'layer_freezing': [0.928, 0.929, 0.93]}
+    best = best_arm(arm_results(load(folder(tmp_path / 'a', accuracies, SHORTER | {'layer_freezing': 95.0}))))
+    assert best is not None and best.arm == 'freezeout'
+    assert best_arm(arm_results(load(folder(tmp_path / 'b', THREE, SHORTER | {'freezeout': 70.0})))) is None
 
 
 def test_manifests_may_have_further_fields(tmp_path):

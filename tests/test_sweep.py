@@ -4,16 +4,21 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import optuna
 import pytest
-from scipy.stats import ttest_rel
 
 from composer_freezeout.compare import command_line
 from composer_freezeout.compare.arms.family import read_arms
-from composer_freezeout.compare.sweep import command, line, report, results, search, settings
+from composer_freezeout.compare.judging.curve import Gain
+from composer_freezeout.compare.judging.verdict import with_holm
+from composer_freezeout.compare.sweep import command, report, results, search, settings
+from composer_freezeout.compare.sweep.verdict import verdict
+from composer_freezeout.compare.training.executor import Local
+from composer_freezeout.compare.training.places import Place
 from composer_freezeout.results.record import Record
-from composer_freezeout.results.stats import summary
+from composer_freezeout.results.stats import Difference, jackknife
 from composer_freezeout.run.faults import Refused
 
 from .records import record as a_record
@@ -35,7 +40,7 @@ def setting(**changes: object) -> dict[str, object]:
 
 def test_every_setting_that_can_be_drawn_is_one_of_freezeout(tmp_path):
     (baseline, freezeout), data = read_arms(QUICKSTART, ['baseline', 'freezeout'], SMALL, 1.0)
-    explored = search.Sweep(tmp_path, baseline, freezeout, data, search.Console())
+    explored = search.Sweep(tmp_path, baseline, freezeout, data, search.Console(), Local([Place()]))
     assert explored.default == settings.DEFAULT
     study = optuna.create_study(directions=['maximize', 'maximize'], sampler=optuna.samplers.RandomSampler(seed=0))
     names = set()
@@ -63,7 +68,7 @@ def test_the_default_keeps_what_the_family_says():
 
 def test_shortened_baselines(tmp_path):
     (baseline, freezeout), data = read_arms(QUICKSTART, ['baseline', 'freezeout'], SMALL, 1.0)
-    explored = search.Sweep(tmp_path, baseline, freezeout, data, search.Console())
+    explored = search.Sweep(tmp_path, baseline, freezeout, data, search.Console(), Local([Place()]))
     durations = {percent: explored.baseline_arm(percent).config.max_duration for percent in (100, 90, 60)}
     assert durations == {100: '44ba', 90: '40ba', 60: '26ba'}
 
@@ -87,72 +92,39 @@ def test_the_front_and_the_default_are_judged():
 # Judging
 # ---------------------------------------------------------------------------------------------------------------------
 
-TIMES, LINE = [100.0, 60.0, 80.0], [0.92, 0.80, 0.90]
 
-
-def test_a_setting_is_compared_with_a_baseline_of_the_same_time():
-    found = line.above_the_line(70.0, [0.86], TIMES, [LINE])
-    # The line is at 0.85.
-    assert found is not None and found.mean == pytest.approx(0.01)
-    found = line.above_the_line(90.0, [0.92], TIMES, [LINE])
-    assert found is not None and found.mean == pytest.approx(0.01)
-
-
-def test_each_seed_has_its_own_line():
-    higher = [accuracy + 0.05 for accuracy in LINE]
-    found = line.above_the_line(70.0, [0.85, 0.90], TIMES, [LINE, higher])
-    assert found is not None and found.n == 2
-    assert found.mean == pytest.approx(0.0) and found.std == pytest.approx(0.0)
-
-
-@pytest.mark.parametrize('seconds', [50.0, 110.0])
-def test_nothing_is_said_outside_of_the_line(seconds):
-    assert line.above_the_line(seconds, [0.9], TIMES, [LINE]) is None
-
-
-def test_p_is_that_of_a_paired_test():
-    first, second = [0.90, 0.92, 0.91, 0.95], [0.89, 0.90, 0.91, 0.92]
-    difference = summary([a - b for a, b in zip(first, second, strict=True)])
-    assert line.p_value(difference) == pytest.approx(ttest_rel(first, second).pvalue)
-    assert line.p_value(summary([0.1])) is None
-    assert line.p_value(summary([0.1, 0.1])) is None
-
-
-def judged(*differences: float) -> line.Judged:
-    found = summary(differences)
-    return line.Judged(found, line.p_value(found))
+def gains(**differences: list[float]) -> dict[str, Gain]:
+    found = {
+        name: Gain(1.0, len(values), jackknife(fmean(values), [sum(values) - v for v in values]))
+        if len(values) > 1
+        else Gain(1.0, 1, Difference(values[0]))
+        for name, values in differences.items()
+    }
+    return with_holm(found)
 
 
 @pytest.mark.parametrize(
     ('found', 'start', 'part'),
     [
-        ({'a': judged(0.02, 0.021, 0.022)}, "Above the baselines' line: 1 of 1 settings (a)", 'a, is +2.10 points'),
-        (
-            {'a': judged(-0.02, -0.021, -0.022)},
-            "No setting is shown to lie above the baselines' line",
-            '1 of 1 lie below it',
-        ),
-        (
-            {'a': judged(-0.03, 0.0, 0.04)},
-            "No setting is shown to lie above the baselines' line",
-            '0 of 1 lie below it',
-        ),
-        ({'a': judged(0.02)}, 'Whether a setting lies above', 'cannot be told without spread'),
-        ({'a': line.Judged(None, None)}, 'No setting can be judged', 'in the range'),
+        (gains(a=[0.02, 0.022]), "Above the baselines' curve: 1 of 1 settings (a)", 'a, is +2.10 points'),
+        (gains(a=[-0.02, -0.022]), "No setting is shown to lie above the baselines' curve", '1 of 1 lie below it'),
+        (gains(a=[-0.03, 0.04]), "No setting is shown to lie above the baselines' curve", '0 of 1 lie below it'),
+        (gains(a=[0.02]), 'Whether a setting lies above', 'cannot be told without spread'),
+        ({'a': Gain(1.0, 2, outside='below', end=2.0)}, 'No setting can be judged', 'in the range'),
         ({}, 'No setting can be judged', 'in the range'),
     ],
 )
 def test_verdict(found, start, part):
-    text = line.verdict(found)
+    text = verdict(found)
     assert text.startswith(start) and part in text
 
 
 def test_the_verdict_is_corrected_for_the_number_of_settings():
-    alone = {'a': judged(0.010, 0.014, 0.021)}
-    assert 0.02 < (alone['a'].p or 0) < 0.05
-    assert line.verdict(alone).startswith('Above')
-    many = alone | {f'b{number}': judged(-0.01, 0.0, 0.01) for number in range(3)}
-    assert line.verdict(many).startswith('No setting is shown to lie above')
+    alone = gains(a=[0.010, 0.0111])
+    assert 0.02 < (alone['a'].p_holm or 0) < 0.05
+    assert verdict(alone).startswith('Above')
+    many = gains(a=[0.010, 0.0111], **{f'b{number}': [-0.01, 0.01] for number in range(3)})
+    assert verdict(many).startswith('No setting is shown to lie above')
 
 
 def record(seconds: float, accuracy: float, saving: float) -> Record:
@@ -170,10 +142,10 @@ def test_results_and_table():
     rows, clock = results.results([settings.DEFAULT], records)
     assert clock.kind == 'wall-clock'
     assert [row.name for row in rows] == [*map(results.baseline_name, results.LENGTHS), name]
-    found = rows[-1].judged
-    # The other seed has no whole line.
+    found = rows[-1].gain
+    # The other seed has no whole curve.
     assert found is not None and found.difference is not None
-    assert found.difference.n == 1 and found.difference.mean == pytest.approx(0.005)
+    assert found.seeds == 1 and found.difference.value == pytest.approx(0.005)
     text = report.table(rows)
     assert f'| {name} | t_0=0.8, how_scale="cubic", scale_lr=true, ' in text
     assert '| 2 | 98.75 ± 0.35 | 80.0 ± 7.1 | 20.0 | +0.50 | – |' in text
@@ -192,15 +164,16 @@ def test_on_a_busy_machine_settings_are_judged_by_cpu_seconds_or_not_at_all(open
     records[name] = {5: one(85, 0.99, 200), 6: one(75, 0.985, 190)}
     rows, clock = results.results([settings.DEFAULT], records)
     assert clock.kind == kind
-    found = rows[-1].judged
-    assert found is not None
+    found = rows[-1].gain
+    assert found is not None and found.difference is not None
     if kind == 'CPU':
         assert rows[-1].seconds == [1.9 * 85, 1.9 * 75]
-        assert found.difference is not None and found.difference.mean == pytest.approx(0.0075)
+        assert found.difference.value == pytest.approx(0.0075)
         assert '| CPU seconds |' in report.table(rows, clock)
     else:
-        assert found.difference is None
-        assert line.verdict({name: found}, clock) == clock.note
+        # All of them have the batches of the whole baseline, and this one saves a fifth of the FLOPs: outside.
+        assert found.cost == pytest.approx(0.8)
+    assert verdict({name: found}, clock).endswith(clock.note)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

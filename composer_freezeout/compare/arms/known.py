@@ -1,5 +1,6 @@
 """The arms that tables and plots know. A new one is a line of :data:`KNOWN`, and a file in each family that has it."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,12 @@ __all__ = [
     'MATCHED',
     'SHORTENED',
     'KnownArm',
+    'baseline_of_length',
     'in_order',
+    'is_baseline',
+    'length_of',
     'round_order',
+    'sources_of',
 ]
 
 BASELINE, BASELINE_SHORT, FREEZEOUT = 'baseline', 'baseline_short', 'freezeout'
@@ -80,6 +85,38 @@ DERIVED = {name: arm.made_of for name, arm in KNOWN.items() if arm.made_of}
 SHORTENED = {name: arm.in_the_time_of for name, arm in KNOWN.items() if arm.in_the_time_of is not None}
 
 
+_LENGTH = re.compile(re.escape(BASELINE) + r'_(\d\.\d+)')
+
+
+def baseline_of_length(length: float) -> str:
+    """Name of the baseline with its schedule compressed to some length.
+
+    Args:
+        length (float): Share of the whole baseline's batches, in ``(0, 2)`` but not 1.
+
+    Returns:
+        str: As ``baseline_0.75``.
+    """
+    text = f'{length:.4f}'.rstrip('0')
+    return f'{BASELINE}_{text}0' if text.endswith('.') else f'{BASELINE}_{text}'
+
+
+def length_of(name: str) -> float | None:
+    """The length that :func:`baseline_of_length` has made a name of; None of any other arm."""
+    match = _LENGTH.fullmatch(name)
+    return float(match[1]) or None if match else None
+
+
+def is_baseline(name: str) -> bool:
+    """Whether an arm is the baseline, of whatever length: a point of the curve that others are judged by."""
+    return name == BASELINE or name in SHORTENED or length_of(name) is not None
+
+
+def sources_of(name: str) -> tuple[str, ...]:
+    """The arms whose files an arm is made from, its own kind first; itself if it has a file."""
+    return (BASELINE,) if length_of(name) is not None else DERIVED.get(name, (name,))
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Sorts names of arms into the order of tables.
 
@@ -87,10 +124,15 @@ def in_order(names: Iterable[str]) -> list[str]:
         names (Iterable[str]): The names.
 
     Returns:
-        list[str]: Without repetitions; unknown ones last.
+        list[str]: Without repetitions; after the baseline its other lengths, longest first; unknown ones last.
     """
     places = {name: place for place, name in enumerate(KNOWN)}
-    return sorted(set(names), key=lambda name: (places.get(name, len(places)), name))
+
+    def place(name: str) -> tuple[float, float, str]:
+        length = length_of(name)
+        return (places.get(name, len(places)), 0, name) if length is None else (places[BASELINE], 1 / length, name)
+
+    return sorted(set(names), key=place)
 
 
 def round_order(names: Sequence[str], number: int) -> list[str]:

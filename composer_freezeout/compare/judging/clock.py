@@ -96,7 +96,7 @@ def choose_clock(runs: Mapping[str, Sequence[Record]]) -> Clock:
     return Clock('CPU', f'{held_up}; CPU times are compared instead.')
 
 
-_AGAIN = 'Nothing is judged; run the comparison again on a quiet machine.'
+_AGAIN = 'Arms are judged by FLOPs; to judge them by time, run the comparison again on a quiet machine.'
 
 
 def cores(records: Iterable[Record]) -> float:

@@ -4,18 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from composer_freezeout.compare.arms.known import BASELINE, BASELINE_SHORT, FREEZEOUT, FREEZING, SHORTENED
-from composer_freezeout.compare.judging.clock import Clock
+from composer_freezeout.compare.arms.known import BASELINE, FREEZING, is_baseline
 from composer_freezeout.compare.judging.comparison import Comparison
-from composer_freezeout.results.record import Record
+from composer_freezeout.compare.judging.costs import flops_of, runs_by_flops, runs_by_time
+from composer_freezeout.compare.judging.curve import Baselines, Gain, Runs
 from composer_freezeout.results.stats import CONFIDENCE, Difference, Ratio, Summary, holm, ratio, summary, welch
 
-__all__ = ['EQUAL_TIME', 'ArmResult', 'Verdict', 'arm_results', 'best_in_the_same_time']
+__all__ = ['ArmResult', 'Cost', 'Verdict', 'arm_results', 'baselines_of', 'best_arm', 'runs_of', 'with_holm']
 
-# Mean training times that differ by no more than this share count as equal.
-EQUAL_TIME = 0.03
-
-Verdict = Literal['pays', 'does not pay', 'undecided']
+Cost = Literal['time', 'FLOPs']
+Verdict = Literal['pays', 'does not pay', 'undecided', 'not judged']
 
 
 @dataclass(frozen=True)
@@ -29,18 +27,19 @@ class ArmResult:
         freezes (bool): Whether an algorithm freezes parameters in it.
         accuracy (Summary, optional): Top-1 accuracy of the last evaluations, in ``[0, 1]``; None without evaluations.
         seconds (Summary): Training time.
+        cpu_seconds (Summary, optional): CPU time of training; None if it was not measured.
         time (Summary): Training time, by the comparison's clock.
         memory (Summary): Peak memory, in bytes.
         time_ratio (Ratio, optional): Training time over the baseline's; None if there are no times to compare.
         measured_saving (float, optional): Share of the baseline's training time that was saved, in ``(-∞, 1)``; None
             for the baseline, and if there are no times to compare.
         predicted_saving (float, optional): The same, predicted from FLOPs; None if nothing is predicted.
-        versus_baseline (Difference, optional): Accuracy less that of the baseline.
-        versus_short (Difference, optional): Accuracy less that of the shortened baseline.
-        control (str, optional): The arm without freezing that the verdict is against; None for such an arm itself.
-        control_time_ratio (float, optional): Mean training time over the control's.
-        difference (Difference, optional): Accuracy less that of the control.
-        p_holm (float, optional): Its p-value, corrected for the number of arms that freeze.
+        flops (float, optional): FLOPs of training over the baseline's, in ``(0, ∞)``; None if nothing is predicted.
+        versus_baseline (Difference, optional): Accuracy less that of the whole baseline.
+        by_time (Gain, optional): Accuracy less the baseline's in the same time, of an arm that freezes; None without
+            accuracies or times to compare.
+        by_flops (Gain, optional): The same for as many FLOPs.
+        judged_by (str): Which of the two the verdict is by: ``'time'``, or ``'FLOPs'`` if no times can be compared.
         verdict (Verdict, optional): Of an arm that freezes.
     """
 
@@ -48,30 +47,37 @@ class ArmResult:
     freezes: bool
     accuracy: Summary | None
     seconds: Summary
+    cpu_seconds: Summary | None
     time: Summary
     memory: Summary
     time_ratio: Ratio | None
     measured_saving: float | None
     predicted_saving: float | None
+    flops: float | None
+    judged_by: Cost
     versus_baseline: Difference | None = None
-    versus_short: Difference | None = None
-    control: str | None = None
-    control_time_ratio: float | None = None
-    difference: Difference | None = None
-    p_holm: float | None = None
+    by_time: Gain | None = None
+    by_flops: Gain | None = None
     verdict: Verdict | None = None
+
+    @property
+    def gain(self) -> Gain | None:
+        """What the verdict is on."""
+        return self.by_time if self.judged_by == 'time' else self.by_flops
 
 
 def arm_results(comparison: Comparison) -> list[ArmResult]:
-    """Compares every arm with the baselines.
+    """Judges every arm that freezes by the baseline in the arm's own time.
 
-    The control of an arm is the slowest of the baseline and the shortened baseline that took no more time than the arm,
-    or the quickest if the arm took less than both; that of an arm in :data:`SHORTENED` is always the baseline that was
-    shortened to its time, if there is one. The arm *pays* if its accuracy is higher than the
-    control's and it took no more time; it *does not pay* if its accuracy is lower and the control took no more time.
-    Higher and lower are decided by Welch's test at 5 %, for all arms but ``freezeout`` after Holm's correction. Times
-    are compared as means, of which :data:`EQUAL_TIME` is the tolerance. Everything else is *undecided*, as is
-    everything where :mod:`composer_freezeout.compare.judging.clock` finds no times to compare.
+    The control is read off a curve through the baselines of all lengths, and the gain over it has an interval and a
+    test that take in how uncertain the curve is: see :mod:`composer_freezeout.compare.judging.curve`. An arm *pays* if
+    its gain is above 0, and *does not pay* if it is below, both at 5 % after Holm's correction for all arms that freeze
+    and can be judged: so with a chance of at most 5 % any arm at all is called what it is not. Everything else is
+    *undecided*. An arm whose cost lies outside of the curve, by more than
+    :data:`~composer_freezeout.compare.judging.curve.TOLERANCE`, is *not judged*.
+
+    Costs are times by the comparison's clock; where it finds none to compare
+    (:mod:`composer_freezeout.compare.judging.clock`), FLOPs. Both are worked out; all verdicts are by the same.
 
     Args:
         comparison (Comparison): The runs.
@@ -79,103 +85,96 @@ def arm_results(comparison: Comparison) -> list[ArmResult]:
     Returns:
         list[ArmResult]: Arms with at least one finished run, in the comparison's order.
     """
-    numbers = {arm: _numbers(comparison, arm) for arm in comparison.arms if comparison.of(arm)}
-    results = [_compared(arm, numbers, comparison.clock) for arm in numbers]
-    return [_judged(result) for result in _corrected(results)]
+    results = [_measured(arm, comparison) for arm in comparison.arms if comparison.of(arm)]
+    by_time = _gains(results, comparison, 'time')
+    by_flops = _gains(results, comparison, 'FLOPs')
+    compared = [replace(r, by_time=by_time.get(r.arm), by_flops=by_flops.get(r.arm)) for r in results]
+    return [replace(r, verdict=_verdict(r.gain)) if r.freezes else r for r in compared]
 
 
-@dataclass(frozen=True)
-class _Numbers:
-    """What was measured in the runs of an arm, by seed."""
+def runs_of(comparison: Comparison, arm: str, by: Cost) -> Runs:
+    """What the runs of an arm cost, and how accurate they are.
 
-    records: Sequence[Record]
-    accuracies: Sequence[float]
-    times: Sequence[float]
+    Args:
+        comparison (Comparison): The runs.
+        arm (str): The arm.
+        by (str): The cost: ``'time'``, by the comparison's clock, or ``'FLOPs'``.
+
+    Returns:
+        Runs: By seed; empty if there are no times to compare.
+    """
+    records = {run.seed: run.record for run in comparison.of(arm)}
+    if by == 'time':
+        return runs_by_time(records, comparison.clock)
+    return runs_by_flops(records, comparison.of(BASELINE)[0].record)
 
 
-def _numbers(comparison: Comparison, arm: str) -> _Numbers:
-    records = [run.record for run in comparison.of(arm)]
-    accuracies = [record.accuracy for record in records if record.accuracy is not None]
-    return _Numbers(records, accuracies, [comparison.clock.seconds(record) for record in records])
+def baselines_of(comparison: Comparison, by: Cost) -> Baselines:
+    """The baselines of all lengths, which arms are compared with.
+
+    Args:
+        comparison (Comparison): The runs.
+        by (str): The cost.
+
+    Returns:
+        Baselines: Those with accuracies and costs.
+    """
+    return Baselines([runs_of(comparison, arm, by) for arm in filter(is_baseline, comparison.arms)])
 
 
-def _compared(arm: str, numbers: Mapping[str, _Numbers], clock: Clock) -> ArmResult:
-    own = numbers[arm]
-    predictions = [record.predicted_saving for record in own.records if record.predicted_saving is not None]
-    freezes = any(entry.get('name') in FREEZING for record in own.records for entry in record.algorithms)
-    time_ratio = ratio(own.times, numbers[BASELINE].times) if clock.decides else None
-    control = _control(arm, numbers) if freezes else None
+def with_holm(gains: Mapping[str, Gain]) -> dict[str, Gain]:
+    """Gains with their p-values corrected for the number of tests."""
+    p = {arm: g.difference.p for arm, g in gains.items() if g.difference is not None and g.difference.p is not None}
+    corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    return {arm: replace(gain, p_holm=corrected.get(arm), tests=len(p)) for arm, gain in gains.items()}
 
-    def difference(other: str) -> Difference | None:
-        theirs = numbers[other].accuracies if other in numbers and other != arm else ()
-        return welch(own.accuracies, theirs) if own.accuracies and theirs else None
 
+def best_arm(results: Sequence[ArmResult]) -> ArmResult | None:
+    """The arm with the highest gain; None if none has been judged."""
+    judged = [r for r in results if r.gain is not None and r.gain.difference is not None]
+    return max(judged, key=lambda r: r.gain.difference.value if r.gain and r.gain.difference else 0.0, default=None)
+
+
+def _measured(arm: str, comparison: Comparison) -> ArmResult:
+    own, whole = ([run.record for run in comparison.of(name)] for name in (arm, BASELINE))
+    clock = comparison.clock
+    freezes = any(entry.get('name') in FREEZING for record in own for entry in record.algorithms)
+    accuracies, reference = _known([r.accuracy for r in own]), _known([r.accuracy for r in whole])
+    cpu = _known([record.training_cpu_seconds for record in own])
+    predictions = _known([record.predicted_saving for record in own])
+    flops = _known([flops_of(record, whole[0]) for record in own])
+    times = [clock.seconds(record) for record in own]
+    time_ratio = ratio(times, [clock.seconds(record) for record in whole]) if clock.decides else None
     return ArmResult(
         arm=arm,
         freezes=freezes,
-        accuracy=summary(own.accuracies) if own.accuracies else None,
-        seconds=summary([record.training_seconds for record in own.records]),
-        time=summary(own.times),
-        memory=summary([record.peak_memory_bytes for record in own.records]),
+        accuracy=summary(accuracies) if accuracies else None,
+        seconds=summary([record.training_seconds for record in own]),
+        cpu_seconds=summary(cpu) if len(cpu) == len(own) else None,
+        time=summary(times),
+        memory=summary([record.peak_memory_bytes for record in own]),
         time_ratio=time_ratio,
         measured_saving=None if arm == BASELINE or time_ratio is None else 1 - time_ratio.value,
         predicted_saving=summary(predictions).mean if freezes and predictions else None,
-        versus_baseline=difference(BASELINE),
-        versus_short=difference(BASELINE_SHORT),
-        control=control,
-        control_time_ratio=ratio(own.times, numbers[control].times).value if control and clock.decides else None,
-        difference=difference(control) if control else None,
+        flops=summary(flops).mean if flops else None,
+        judged_by='time' if clock.decides else 'FLOPs',
+        versus_baseline=welch(accuracies, reference) if arm != BASELINE and accuracies and reference else None,
     )
 
 
-def _control(arm: str, numbers: Mapping[str, _Numbers]) -> str:
-    own = next((short for short, source in SHORTENED.items() if source == arm and short in numbers), None)
-    if own is not None:
-        return own
-    means = {name: summary(numbers[name].times).mean for name in (BASELINE, BASELINE_SHORT) if name in numbers}
-    limit = summary(numbers[arm].times).mean * (1 + EQUAL_TIME)
-    no_slower = [name for name in means if means[name] <= limit]
-    return max(no_slower, key=means.__getitem__) if no_slower else min(means, key=means.__getitem__)
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
-def _corrected(results: Sequence[ArmResult]) -> list[ArmResult]:
-    """With the p-values corrected for the number of arms that freeze."""
-    p = {r.arm: r.difference.p for r in results if r.difference is not None and r.difference.p is not None}
-    corrected = dict(zip(p, holm(list(p.values())), strict=True))
-    return [replace(result, p_holm=corrected.get(result.arm)) for result in results]
+def _gains(results: Sequence[ArmResult], comparison: Comparison, by: Cost) -> dict[str, Gain]:
+    baselines = baselines_of(comparison, by)
+    gains = {r.arm: baselines.gain(runs_of(comparison, r.arm, by)) for r in results if r.freezes}
+    return with_holm({arm: gain for arm, gain in gains.items() if gain is not None})
 
 
-def _judged(result: ArmResult) -> ArmResult:
-    return replace(result, verdict=_verdict(result)) if result.freezes else result
-
-
-def _verdict(result: ArmResult) -> Verdict:
-    difference, time_ratio = result.difference, result.control_time_ratio
-    if difference is None or time_ratio is None:
+def _verdict(gain: Gain | None) -> Verdict:
+    if gain is None or gain.difference is None:
+        return 'not judged'
+    if gain.p_holm is None or gain.p_holm >= 1 - CONFIDENCE:
         return 'undecided'
-    # freezeout was singled out before anything was measured.
-    p = difference.p if result.arm == FREEZEOUT else result.p_holm
-    if p is None or p >= 1 - CONFIDENCE:
-        return 'undecided'
-    if difference.value > 0 and time_ratio <= 1 + EQUAL_TIME:
-        return 'pays'
-    if difference.value < 0 and time_ratio >= 1 / (1 + EQUAL_TIME):
-        return 'does not pay'
-    return 'undecided'
-
-
-def best_in_the_same_time(results: Sequence[ArmResult]) -> ArmResult | None:
-    """The arm that freezes with the highest mean accuracy among those that took no more time than the control.
-
-    The control is the shortened baseline, or the baseline where there is none.
-
-    Args:
-        results (Sequence[ArmResult]): Of :func:`arm_results`.
-
-    Returns:
-        ArmResult, optional: The quicker one of two with the same accuracy; None if no arm qualifies.
-    """
-    means = {result.arm: result.time.mean for result in results}
-    limit = means.get(BASELINE_SHORT, means[BASELINE]) * (1 + EQUAL_TIME)
-    eligible = [r for r in results if r.freezes and r.accuracy is not None and r.time.mean <= limit]
-    return max(eligible, key=lambda r: (r.accuracy.mean if r.accuracy else 0.0, -r.time.mean), default=None)
+    return 'pays' if gain.difference.value > 0 else 'does not pay'

@@ -3,23 +3,26 @@
 It is a function of the manifest and the records alone, and regenerates to the byte.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from composer_freezeout.compare.arms.known import ARMS, BASELINE, BASELINE_SHORT, FREEZEOUT, SHORTENED
-from composer_freezeout.compare.judging.clock import SAME_CORES, SAME_WORK
+from composer_freezeout.compare.arms.known import BASELINE, FREEZEOUT
 from composer_freezeout.compare.judging.comparison import Comparison
-from composer_freezeout.compare.judging.verdict import EQUAL_TIME, ArmResult, arm_results
+from composer_freezeout.compare.judging.course import reached, target
+from composer_freezeout.compare.judging.verdict import ArmResult, arm_results
+from composer_freezeout.compare.report.definitions import definitions, not_run
 from composer_freezeout.compare.report.markup import HTML, MARKDOWN, templates
-from composer_freezeout.compare.report.plots import PLOTS, Plot, draw_plots
+from composer_freezeout.compare.report.plots import FIRST, PLOTS, Plot, draw_plots
 from composer_freezeout.compare.report.sentences import conclude
+from composer_freezeout.compare.report.spreadsheet import SUMMARY, summary_csv
 from composer_freezeout.compare.report.tables import (
     Grid,
+    engagement_grid,
     environment_grid,
+    reached_grid,
     results_grid,
     runs_grid,
-    verdicts_grid,
     welch_grid,
 )
 from composer_freezeout.compare.report.text import counted, number_text
@@ -39,6 +42,7 @@ class Section:
         code (str): What stands as it is.
         grids (Sequence[Grid]): Tables.
         plots (Sequence[Plot]): Plots.
+        folded (bool): Whether it is for few readers, and folded away where a page can.
     """
 
     title: str
@@ -47,72 +51,52 @@ class Section:
     code: str = ''
     grids: Sequence[Grid] = ()
     plots: Sequence[Plot] = ()
+    folded: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing in it."""
+        return not (self.paragraphs or self.items or self.code or self.grids or self.plots)
 
 
-def _not_run(comparison: Comparison) -> list[str]:
-    lines = [
-        f'{failure.arm}, seed {failure.seed}: failed with exit code {failure.exit_code}: {failure.message}'
-        for failure in comparison.failures
-    ]
-    lines += [f'{arm}, seed {seed}: no record' for arm, seed in comparison.missing]
-    absent = [arm for arm in ARMS if arm not in comparison.arms]
-    if absent:
-        lines.append(f'Arms of a full comparison that are not part of this one: {", ".join(absent)}.')
-    return lines
+def _sections(comparison: Comparison, results: Sequence[ArmResult], plots: Mapping[str, Plot]) -> list[Section]:
+    def drawn(*files: str) -> list[Plot]:
+        return [plots[file] for file in files if file in plots]
 
-
-def _definitions(comparison: Comparison) -> list[str]:
-    lines = [
-        'Accuracy is that of the last evaluation, never the best one.',
-        'Training time runs from the start of fit to its end without evaluations; the first batch is included.',
-        'Mean ± sample standard deviation over the seeds; 95 % intervals of means by Student’s t.',
-        'The spread of a ratio: the relative variances of the two samples added.',
-        'Differences of accuracy by Welch’s test, which does not take variances to be equal. p is not corrected; '
-        'p (Holm) is, for the number of arms that freeze.',
-        f'{BASELINE_SHORT} is the baseline with its schedule compressed into the training time of {FREEZEOUT}.',
-        f'The control of an arm is the slowest of {BASELINE} and {BASELINE_SHORT} that took no more time than the arm, '
-        f'or the quickest if the arm took less than both; that of {FREEZEOUT} is {BASELINE_SHORT}.',
-        'An arm pays if its accuracy is higher than its control’s and it took no more time. It does not pay if its '
-        'accuracy is lower and the control took no more time. Higher and lower mean p < 0.05, by p (Holm) for all arms '
-        f'but {FREEZEOUT}, which was singled out beforehand. Mean times count as equal up to '
-        f'{number_text(EQUAL_TIME, 0, 100)} %. Everything else is undecided.',
-        *(
-            f'{short} is the same for {source}, and its control.'
-            for short, source in SHORTENED.items()
-            if short != BASELINE_SHORT and short in comparison.arms
-        ),
-    ]
-    if any(run.record.training_cpu_seconds is not None for run in comparison.runs):
-        lines.append(
-            'CPU time is that of training, over all threads and data workers. Divided by wall-clock it is the number '
-            'of cores that training had. If on a CPU that number differs between arms by more than '
-            f'{number_text(SAME_CORES, 0, 100)} %, other processes held up some of them, and CPU times are compared in '
-            'place of wall-clock. If CPU times of the same work, batches with nothing frozen, differ between arms '
-            f'by more than {number_text(SAME_WORK, 0, 100)} %, or if waiting threads use CPU time, nothing is judged.'
-        )
-    return lines
-
-
-def _sections(comparison: Comparison, results: Sequence[ArmResult]) -> list[Section]:
-    welch = [
-        welch_grid(results, BASELINE_SHORT, lambda result: result.versus_short),
-        welch_grid(results, BASELINE, lambda result: result.versus_baseline),
-    ]
+    records = {result.arm: [run.record for run in comparison.of(result.arm)] for result in results}
+    welch = welch_grid(results, BASELINE, lambda result: result.versus_baseline)
     sections = [
-        Section('Results', grids=[results_grid(results, comparison.clock)]),
-        Section(
-            'Differences in accuracy',
-            grids=[grid for grid in (verdicts_grid(results, comparison.clock), *welch) if grid.rows],
-        ),
-        Section('Plots', plots=draw_plots(comparison, results)),
-        Section('Runs', grids=[runs_grid(comparison.runs)]),
-        Section('Not run', items=_not_run(comparison)),
+        Section('Gain at equal cost', grids=[results_grid(results, comparison.clock)]),
+        _time_to_target(comparison),
+        Section('Engagement', grids=[engagement_grid(results, records)], plots=drawn('engagement.svg')),
+        Section('Learning curves', plots=drawn('learning_curves.svg')),
+        Section('Learning curves of the other arms', plots=drawn('learning_curves_others.svg'), folded=True),
+        Section('Learning rates', plots=drawn('learning_rates.svg'), folded=True),
+        Section('Times and memory', plots=drawn('savings.svg', 'step_times.svg', 'memory.svg'), folded=True),
+        Section('Differences from the whole baseline', grids=[welch] if welch.rows else [], folded=True),
+        Section('Not run', items=not_run(comparison)),
         Section('Differences between the runs', items=comparison.differences),
-        Section('Environment', grids=[environment_grid(comparison)]),
+        Section('Runs', grids=[runs_grid(comparison.runs)], folded=True),
+        Section('Environment', grids=[environment_grid(comparison)], folded=True),
         Section('Command', code=comparison.command, paragraphs=_overrides(comparison)),
-        Section('What the numbers mean', items=_definitions(comparison)),
+        Section('What the numbers mean', items=definitions(comparison), folded=True),
     ]
-    return [s for s in sections if s.paragraphs or s.items or s.code or s.grids or s.plots]
+    return [section for section in sections if not section.empty]
+
+
+def _time_to_target(comparison: Comparison) -> Section:
+    accuracy = target(comparison)
+    if accuracy is None or not comparison.clock.decides:
+        return Section('Time to a target accuracy')
+    text = (
+        f'The target is {number_text(accuracy, 2, 100)} %, what the shortest baseline reaches at its end on average. '
+        'The time is that until the first evaluation that has it, over the runs that reach it.'
+    )
+    return Section(
+        'Time to a target accuracy',
+        paragraphs=[text],
+        grids=[reached_grid(reached(comparison, accuracy), comparison.clock)],
+    )
 
 
 def _overrides(comparison: Comparison) -> list[str]:
@@ -126,24 +110,24 @@ def render(comparison: Comparison) -> dict[str, str]:
         comparison (Comparison): The runs.
 
     Returns:
-        dict[str, str]: Text of each file by its name: Markdown, HTML that needs no other file, and plots.
+        dict[str, str]: Text of each file by its name: Markdown, HTML that needs no other file, numbers for a
+        spreadsheet, and plots.
     """
     results = arm_results(comparison)
     outcome = next((result.verdict for result in results if result.arm == FREEZEOUT), None) or 'undecided'
-    found = conclude(comparison, results)
+    plots = draw_plots(comparison, results)
     content = {
         'title': f'FreezeOut on {comparison.family}',
         'subtitle': f'{counted(len(comparison.arms), "arm")}, {counted(len(comparison.seeds), "seed")} '
         f'({", ".join(map(str, comparison.seeds))}), {counted(len(comparison.runs), "finished run")}',
-        'verdict': found.verdict,
+        'found': conclude(comparison, results),
         'outcome': outcome.replace(' ', '-'),
-        'remarks': found.remarks,
-        'reservations': found.reservations,
-        'sections': _sections(comparison, results),
+        'first': plots.get(FIRST),
+        'sections': _sections(comparison, results, plots),
     }
     environment = templates()
     files = {name: environment.get_template(f'{name}.jinja').render(content) for name in (MARKDOWN, HTML)}
-    return files | {plot.file: plot.svg for section in content['sections'] for plot in section.plots}
+    return files | {SUMMARY: summary_csv(results)} | {name: plot.svg for name, plot in plots.items()}
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:

@@ -1,16 +1,20 @@
 """What a comparison comes to, in sentences."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from composer_freezeout.compare.arms.known import BASELINE, BASELINE_SHORT, COST_AWARE, FREEZEOUT
-from composer_freezeout.compare.judging.clock import Clock
+from composer_freezeout.compare.arms.known import ARMS, BASELINE, FREEZEOUT, SHORTENED, is_baseline
 from composer_freezeout.compare.judging.comparison import Comparison
-from composer_freezeout.compare.judging.verdict import ArmResult, arm_results, best_in_the_same_time
+from composer_freezeout.compare.judging.curve import Gain
+from composer_freezeout.compare.judging.verdict import ArmResult, arm_results
 from composer_freezeout.compare.report.text import are, counted, interval_text, number_text, p_text
-from composer_freezeout.results.stats import CONFIDENCE, Difference
+from composer_freezeout.results.stats import Difference
 
-__all__ = ['Conclusion', 'conclude', 'conclusion']
+__all__ = ['ENOUGH_LENGTHS', 'Conclusion', 'conclude', 'conclusion']
+
+# Of the baseline, that make a curve.
+ENOUGH_LENGTHS = 4
 
 
 @dataclass(frozen=True)
@@ -19,13 +23,17 @@ class Conclusion:
 
     Attributes:
         verdict (str): On ``freezeout``, in one sentence.
-        remarks (tuple[str, ...]): The verdict on the cost-aware one beside it, and the best arm that freezes.
+        count (str): How many arms pay; empty with only one arm that freezes.
+        arms (tuple[str, ...]): A sentence on each other arm that freezes.
         reservations (tuple[str, ...]): What restricts all of it.
+        not_tried (str): What this says nothing about.
     """
 
     verdict: str
-    remarks: tuple[str, ...]
+    count: str
+    arms: tuple[str, ...]
     reservations: tuple[str, ...]
+    not_tried: str
 
 
 def conclude(comparison: Comparison, results: Sequence[ArmResult]) -> Conclusion:
@@ -38,16 +46,15 @@ def conclude(comparison: Comparison, results: Sequence[ArmResult]) -> Conclusion
     Returns:
         Conclusion: The sentences.
     """
-    result = next((result for result in results if result.arm == FREEZEOUT), None)
-    reservations = tuple(_reservations(comparison))
-    if result is None:
-        verdict = f'No verdict: {FREEZEOUT} has no finished run.'
-    elif not comparison.clock.decides:
-        return Conclusion('No verdict: other processes used the machine during training.', (), reservations)
-    else:
-        verdict = _judged(result, results, comparison.clock)
-    remarks = [*_cost_aware(results, comparison.clock), *_best(results, comparison.clock)]
-    return Conclusion(verdict, tuple(remarks), reservations)
+    sentences = {r.arm: _sentence(r, comparison) for r in results if r.freezes}
+    missing = f'No verdict: {FREEZEOUT} has no finished run.'
+    return Conclusion(
+        verdict=sentences.pop(FREEZEOUT, missing),
+        count=_count(results),
+        arms=tuple(sentences.values()),
+        reservations=tuple(_reservations(comparison, results)),
+        not_tried=_not_tried(comparison),
+    )
 
 
 def conclusion(comparison: Comparison) -> list[str]:
@@ -60,87 +67,89 @@ def conclusion(comparison: Comparison) -> list[str]:
         list[str]: The verdict first.
     """
     found = conclude(comparison, arm_results(comparison))
-    return [found.verdict, *found.remarks, *found.reservations]
+    return [line for line in (found.verdict, found.count, *found.arms, *found.reservations, found.not_tried) if line]
 
 
-def _cost_aware(results: Sequence[ArmResult], clock: Clock) -> list[str]:
-    lead = 'With freeze times shifted by measured costs, which is not the paper’s FreezeOut'
-    return [f'{lead}: {_judged(result, results, clock)}' for result in results if result.arm == COST_AWARE]
+def _count(results: Sequence[ArmResult]) -> str:
+    verdicts = Counter(r.verdict for r in results if r.freezes)
+    if verdicts.total() < 2:
+        return ''
+    kinds = {'pays': ('pays', 'pay'), 'does not pay': ('does not pay', 'do not pay')}
+    kinds |= {'undecided': ('is undecided', 'are undecided'), 'not judged': ('is not judged', 'are not judged')}
+    parts = [f'{verdicts[v]} {words[verdicts[v] > 1]}' for v, words in kinds.items() if v and verdicts[v]]
+    listed = f'{", ".join(parts[:-1])} and {parts[-1]}' if len(parts) > 1 else parts[0]
+    none = '' if verdicts['pays'] else ' None is shown to pay.'
+    return f'Of {verdicts.total()} arms that freeze, {listed}.{none}'
 
 
-def _best(results: Sequence[ArmResult], clock: Clock) -> list[str]:
-    if not clock.decides:
-        return []
-    best = best_in_the_same_time(results)
-    reference = BASELINE_SHORT if any(result.arm == BASELINE_SHORT for result in results) else BASELINE
-    if best is None:
-        return [f'No arm that freezes took as little time as {reference}.']
-    if sum(result.freezes for result in results) < 2:
-        return []
-    rule = f'{best.arm} has the highest mean accuracy of the arms that freeze and took no more time than {reference}'
-    if best.arm in (FREEZEOUT, COST_AWARE):  # which have been judged
-        return [f'{rule}.']
-    return [f'{rule}. {_judged(best, results, clock)}']
-
-
-def _judged(result: ArmResult, results: Sequence[ArmResult], clock: Clock) -> str:
+def _sentence(result: ArmResult, comparison: Comparison) -> str:
+    if result.verdict == 'not judged':
+        return f'{result.arm} is not judged: {_why_not(result, comparison)}{_saved(result, comparison)}'
+    gain = result.gain
+    assert gain is not None and gain.difference is not None, 'it has been judged'
     head = f'Undecided whether {result.arm} pays' if result.verdict == 'undecided' else f'{result.arm} {result.verdict}'
-    time = _time(result, clock)
-    difference = result.difference
-    if difference is None:
-        return f'{head}: there are no two accuracies to compare; {time}.'
-    spread = _spread(result, difference, results)
-    compared = f'its accuracy is {_compared(difference)} {result.control}’s ({spread}){_reason(result)}'
-    return f'{head}: {compared}; {time}.'
+    equal = comparison.clock.training_time if result.judged_by == 'time' else 'FLOPs'
+    compared = _compared(gain, gain.difference)
+    return f'{head}: at equal {equal} its accuracy is {compared}{_reason(result)}.{_saved(result, comparison)}'
 
 
-def _time(result: ArmResult, clock: Clock) -> str:
-    saved = result.measured_saving or 0.0
-    more = 'less' if saved >= 0 else 'more'
-    times = [f'{number_text(abs(saved), 1, 100)} % {more} {clock.training_time} than {BASELINE}']
-    if result.control != BASELINE:
-        times.append(f'{number_text(result.control_time_ratio, 3)} times that of {result.control}')
-    return f'it took {", ".join(times)}'
-
-
-def _spread(result: ArmResult, difference: Difference, results: Sequence[ArmResult]) -> str:
-    """Interval and p-value of a difference, and how many runs they come from."""
-    n = {other.arm: other.accuracy.n for other in results if other.accuracy is not None}
-    both = n[result.arm], n[result.control or '']
-    runs = 'one run each' if both == (1, 1) else f'{both[0]} and {counted(both[1], "run")}'
-    if difference.interval is None:
-        return f'{runs}, {"too few for an interval" if min(both) == 1 else "without any spread"}'
-    p = f'p {_equals(difference.p)}'
-    if result.arm != FREEZEOUT:
-        arms = sum(other.p_holm is not None for other in results)
-        p += f', {p_text(result.p_holm)} after Holm’s correction for {counted(arms, "arm")}'
-    return f'95 % interval {interval_text(difference.interval, 2, 100, sign=True)}, {p}, {runs}'
-
-
-def _compared(difference: Difference) -> str:
+def _compared(gain: Gain, difference: Difference) -> str:
     points = number_text(abs(difference.value), 2, 100)
-    return f'{points} points {"higher" if difference.value >= 0 else "lower"} than'
+    side = 'above' if difference.value >= 0 else 'below'
+    return f'{points} points {side} the baseline’s ({_certainty(gain, difference)})'
 
 
-def _equals(p: float | None) -> str:
-    text = p_text(p)
-    return text if text.startswith('<') else f'= {text}'
+def _certainty(gain: Gain, difference: Difference) -> str:
+    """Interval and p-value of a difference, and how many seeds they come from."""
+    seeds = counted(gain.seeds, 'seed')
+    if difference.interval is None:
+        return f'{seeds}, {"too few for an interval" if gain.seeds == 1 else "without any spread"}'
+    p = p_text(gain.p_holm)
+    corrected = f' after Holm’s correction for {gain.tests} arms' if gain.tests > 1 else ''
+    interval = interval_text(difference.interval, 2, 100, sign=True)
+    return f'95 % interval {interval}, p {p if p.startswith("<") else f"= {p}"}{corrected}, {seeds}'
+
+
+def _why_not(result: ArmResult, comparison: Comparison) -> str:
+    gain, by_time = result.gain, result.judged_by == 'time'
+    if gain is None or gain.end is None:
+        if result.accuracy is None:
+            return 'it has no accuracies.'
+        return 'there is no seed that it and the baselines of all lengths have an accuracy with.'
+    cost, end = (f'{number_text(value, 1)} s' if by_time else number_text(value, 3) for value in (gain.cost, gain.end))
+    what = comparison.clock.training_time if by_time else 'FLOPs, as a share of the whole baseline’s,'
+    less, longest = ('less', 'shortest') if gain.outside == 'below' else ('more', 'longest')
+    found = f'its {what} of {cost} is {less} than that of the {longest} baseline ({end}), outside of the curve.'
+    return f'{found}{_by_flops(result)}' if by_time else found
+
+
+def _by_flops(result: ArmResult) -> str:
+    gain = result.by_flops
+    if gain is None or gain.difference is None:
+        return ''
+    return f' At equal FLOPs its accuracy is {_compared(gain, gain.difference)}.'
+
+
+def _saved(result: ArmResult, comparison: Comparison) -> str:
+    if result.measured_saving is None:
+        return ''
+    more = 'less' if result.measured_saving >= 0 else 'more'
+    saved = number_text(abs(result.measured_saving), 1, 100)
+    return f' It took {saved} % {more} {comparison.clock.training_time} than the whole {BASELINE}.'
 
 
 def _reason(result: ArmResult) -> str:
     """Why a difference with an interval decides nothing."""
-    difference, ratio = result.difference, result.control_time_ratio
-    if result.verdict != 'undecided' or difference is None or difference.interval is None or ratio is None:
+    difference = result.gain.difference if result.gain else None
+    if result.verdict != 'undecided' or difference is None or difference.interval is None:
         return ''
     low, high = difference.interval
     if low <= 0 <= high:
         return ', and the interval includes zero'
-    if result.arm != FREEZEOUT and result.p_holm is not None and result.p_holm >= 1 - CONFIDENCE:
-        return ', which is not enough with so many arms compared'
-    return f', but in {"more" if ratio > 1 else "less"} time'
+    return ', which is not enough with so many arms compared'
 
 
-def _reservations(comparison: Comparison) -> list[str]:
+def _reservations(comparison: Comparison, results: Sequence[ArmResult]) -> list[str]:
     notes = [comparison.clock.note] if comparison.clock.note else []
     if len(comparison.seeds) == 1:
         notes.append('One seed is a demonstration, not a measurement: nothing here has a spread.')
@@ -149,6 +158,9 @@ def _reservations(comparison: Comparison) -> list[str]:
             f'Reduced scale: epochs and batches per epoch × {comparison.scale:g}. A short run has less to spare than '
             'the full one; the numbers are not those of the full recipe.'
         )
+    lengths = [r for r in results if is_baseline(r.arm)]
+    if len(lengths) < ENOUGH_LENGTHS and any(r.freezes for r in results):
+        notes.append(_few_lengths(len(lengths)))
     if comparison.differences:
         notes.append(
             f'The runs are not comparable ({counted(len(comparison.differences), "difference")}, listed in the '
@@ -159,3 +171,22 @@ def _reservations(comparison: Comparison) -> list[str]:
     if comparison.missing:
         notes.append(f'{counted(len(comparison.missing), "run")} {are(comparison.missing)} not there (yet).')
     return notes
+
+
+def _few_lengths(number: int) -> str:
+    if number == 1:
+        return 'The baseline was run in one length only: arms that took another time are not judged.'
+    shape = 'a straight line' if number == 2 else 'a guess'
+    return (
+        f'The baseline was run in {number} lengths only: between them its curve is {shape}, and arms that took another '
+        'time are not judged.'
+    )
+
+
+def _not_tried(comparison: Comparison) -> str:
+    """What a reader might take this for, and it is not."""
+    absent = [arm for arm in ARMS if arm not in comparison.arms and arm not in SHORTENED]
+    devices = sorted({run.record.effective.device for run in comparison.runs})
+    where = ' and '.join('a GPU' if device == 'gpu' else f'a {device.upper()}' for device in devices)
+    parts = [f'anything but this recipe on {where}', *([f'the arms {", ".join(absent)}'] if absent else [])]
+    return f'Not tried: {"; ".join(parts)}.'

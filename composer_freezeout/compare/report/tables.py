@@ -1,14 +1,15 @@
 """The tables of the report. A new column is a line of one of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
-from composer_freezeout.compare.arms.known import BASELINE
 from composer_freezeout.compare.judging.clock import Clock
 from composer_freezeout.compare.judging.comparable import FinishedRun
 from composer_freezeout.compare.judging.comparison import Comparison
+from composer_freezeout.compare.judging.course import Reached, frozen_at_end, frozen_share
+from composer_freezeout.compare.judging.curve import Gain
 from composer_freezeout.compare.judging.verdict import ArmResult
 from composer_freezeout.compare.report.text import (
     NOTHING,
@@ -17,13 +18,22 @@ from composer_freezeout.compare.report.text import (
     p_text,
     points_text,
     seconds_text,
-    spread_text,
     summary_text,
 )
-from composer_freezeout.results.record import Git
+from composer_freezeout.results.record import Git, Record
 from composer_freezeout.results.stats import Difference
 
-__all__ = ['Column', 'Grid', 'Link', 'environment_grid', 'results_grid', 'runs_grid', 'verdicts_grid', 'welch_grid']
+__all__ = [
+    'Column',
+    'Grid',
+    'Link',
+    'engagement_grid',
+    'environment_grid',
+    'reached_grid',
+    'results_grid',
+    'runs_grid',
+    'welch_grid',
+]
 
 Row = TypeVar('Row')
 
@@ -88,7 +98,7 @@ def _grid(name: str, columns: Sequence[Column[Row]], values: Sequence[Row]) -> G
 
 
 def results_grid(results: Sequence[ArmResult], clock: Clock) -> Grid:
-    """Accuracy, time, savings and memory of each arm.
+    """What each arm has over the baseline in its own time, and what that comes from.
 
     Args:
         results (Sequence[ArmResult]): The arms.
@@ -99,49 +109,73 @@ def results_grid(results: Sequence[ArmResult], clock: Clock) -> Grid:
     """
     columns: list[Column[ArmResult]] = [
         Column('arm', lambda r: r.arm, words=True),
+        Column(f'gain at equal {clock.time}, points', lambda r: _gain_text(r.by_time), optional=True),
+        Column('p (Holm)', lambda r: p_text(r.by_time.p_holm if r.by_time else None), optional=True),
+        Column('verdict', lambda r: r.verdict or NOTHING, words=True, optional=True),
+        Column('gain at equal FLOPs, points', lambda r: _gain_text(r.by_flops), optional=True),
+        Column('p (Holm), by FLOPs', lambda r: p_text(r.by_flops.p_holm if r.by_flops else None), optional=True),
         Column('runs', lambda r: str(r.seconds.n)),
         Column('accuracy, %', lambda r: summary_text(r.accuracy, 2, 100)),
-        Column('95 % interval', lambda r: interval_text(r.accuracy.interval if r.accuracy else None, 2, 100)),
         Column('training time, s', lambda r: seconds_text(r.seconds)),
-        Column('CPU time, s', lambda r: seconds_text(r.time) if clock.kind == 'CPU' else NOTHING, optional=True),
-        Column(f'{clock.time} / baseline', _time_ratio),
+        Column(
+            'CPU time, s', lambda r: NOTHING if r.cpu_seconds is None else seconds_text(r.cpu_seconds), optional=True
+        ),
         Column('saved, measured, %', lambda r: number_text(r.measured_saving, 1, 100)),
         Column('saved, predicted, %', lambda r: number_text(r.predicted_saving, 1, 100)),
-        Column('peak memory, MiB', lambda r: summary_text(r.memory, 0, 2**-20)),
+        Column('FLOPs / baseline', lambda r: number_text(r.flops, 3), optional=True),
     ]
-    return _grid('Results', columns, results)
+    return _grid('Gain at equal cost', columns, results)
 
 
-def _time_ratio(result: ArmResult) -> str:
-    if result.arm == BASELINE or result.time_ratio is None:
+def _gain_text(gain: Gain | None) -> str:
+    """A gain with its interval, or why there is none."""
+    if gain is None:
         return NOTHING
-    return spread_text(result.time_ratio.value, result.time_ratio.std, 3)
+    if gain.outside is not None:
+        return 'below the curve’s start' if gain.outside == 'below' else 'beyond the curve’s end'
+    interval = gain.difference.interval if gain.difference else None
+    text = points_text(gain.difference)
+    return text if interval is None else f'{text} ({interval_text(interval, 2, 100, sign=True)})'
 
 
-def verdicts_grid(results: Sequence[ArmResult], clock: Clock) -> Grid:
-    """Each arm that freezes against its control.
+def reached_grid(times: Sequence[Reached], clock: Clock) -> Grid:
+    """When each arm reached the target accuracy.
 
     Args:
-        results (Sequence[ArmResult]): The arms.
+        times (Sequence[Reached]): Of the arms.
         clock (Clock): What their times are compared by.
 
     Returns:
-        Grid: A row for each arm that freezes.
+        Grid: A row for each arm.
+    """
+    columns: list[Column[Reached]] = [
+        Column('arm', lambda r: r.arm, words=True),
+        Column(
+            f'{clock.time} until it is reached, s', lambda r: seconds_text(r.seconds) if r.seconds else 'not reached'
+        ),
+        Column('runs that reach it', lambda r: f'{r.reached} of {r.runs}'),
+    ]
+    return _grid('Time to the target', columns, times)
+
+
+def engagement_grid(results: Sequence[ArmResult], records: Mapping[str, Sequence[Record]]) -> Grid:
+    """How much of each arm is frozen, on average over its training, and what that saves.
+
+    Args:
+        results (Sequence[ArmResult]): The arms.
+        records (Mapping[str, Sequence[Record]]): Their runs.
+
+    Returns:
+        Grid: A row for each arm.
     """
     columns: list[Column[ArmResult]] = [
         Column('arm', lambda r: r.arm, words=True),
-        Column('control', lambda r: r.control or NOTHING, words=True),
-        Column(f'{clock.time} / control', lambda r: number_text(r.control_time_ratio, 3)),
-        Column('accuracy − control’s, points', lambda r: points_text(r.difference)),
-        Column(
-            '95 % interval',
-            lambda r: interval_text(r.difference.interval if r.difference else None, 2, 100, sign=True),
-        ),
-        Column('p', lambda r: p_text(r.difference.p if r.difference else None)),
-        Column('p (Holm)', lambda r: p_text(r.p_holm)),
-        Column('verdict', lambda r: (r.verdict or NOTHING) if clock.decides else 'not judged', words=True),
+        Column('parameters frozen, mean over training, %', lambda r: number_text(frozen_share(records[r.arm]), 1, 100)),
+        Column('parameters frozen at the end, %', lambda r: number_text(frozen_at_end(records[r.arm]), 1, 100)),
+        Column('FLOPs saved by freezing, predicted, %', lambda r: number_text(r.predicted_saving, 1, 100)),
+        Column('peak memory, MiB', lambda r: summary_text(r.memory, 0, 2**-20)),
     ]
-    return _grid('Arms that freeze, against their controls', columns, [r for r in results if r.freezes])
+    return _grid('Engagement', columns, results)
 
 
 def welch_grid(results: Sequence[ArmResult], against: str, key: Callable[[ArmResult], Difference | None]) -> Grid:

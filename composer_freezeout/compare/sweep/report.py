@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from composer_freezeout.compare.judging.clock import WALL, Clock
-from composer_freezeout.compare.sweep.line import Judged, verdict
+from composer_freezeout.compare.judging.curve import Baselines, Curve, Run
 from composer_freezeout.compare.sweep.results import LENGTHS, Row, baseline_name
 from composer_freezeout.compare.sweep.settings import Setting
+from composer_freezeout.compare.sweep.verdict import verdict
 from composer_freezeout.results.files import write_json, write_text
-from composer_freezeout.results.stats import Summary, summary
+from composer_freezeout.results.stats import Difference, Summary, summary
 
 __all__ = ['FORMAT', 'PLOT', 'RESULT', 'TABLE', 'Search', 'Trial', 'report', 'table']
 
@@ -68,12 +69,11 @@ def table(rows: Sequence[Row], clock: Clock = WALL) -> str:
     """
     seconds = 'CPU seconds' if clock.kind == 'CPU' else 'training seconds'
     lines = [
-        f'| name | setting | n | accuracy % | {seconds} | predicted saving % | points above the line | p |',
+        f'| name | setting | n | accuracy % | {seconds} | predicted saving % | points at equal cost | p (Holm) |',
         '|---|---|---:|---:|---:|---:|---:|---:|',
     ]
     for row in rows:
         setting = ', '.join(f'{key}={json.dumps(value)}' for key, value in (row.setting or {}).items())
-        found = row.judged or Judged(None, None)
         cells = [
             row.name,
             setting or '–',
@@ -81,8 +81,8 @@ def table(rows: Sequence[Row], clock: Clock = WALL) -> str:
             _spread(summary(row.accuracies), 100, 2),
             _spread(summary(row.seconds), 1, 1),
             f'{100 * row.predicted_saving:.1f}' if row.predicted_saving else '–',
-            _difference(found.difference),
-            '–' if found.p is None else f'{found.p:.3f}',
+            _difference(row.gain.difference if row.gain else None),
+            '–' if row.gain is None or row.gain.p_holm is None else f'{row.gain.p_holm:.3f}',
         ]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
@@ -93,11 +93,11 @@ def _spread(found: Summary, factor: float, digits: int) -> str:
     return mean if found.std is None else f'{mean} ± {factor * found.std:.{digits}f}'
 
 
-def _difference(found: Summary | None) -> str:
+def _difference(found: Difference | None) -> str:
     if found is None:
         return '–'
     low_high = '' if found.interval is None else ' [{:+.2f}, {:+.2f}]'.format(*(100 * end for end in found.interval))
-    return f'{100 * found.mean:+.2f}{low_high}'
+    return f'{100 * found.value:+.2f}{low_high}'
 
 
 def report(out: Path, search: Search, rows: Sequence[Row], clock: Clock) -> str:
@@ -115,20 +115,25 @@ def report(out: Path, search: Search, rows: Sequence[Row], clock: Clock) -> str:
     Raises:
         OSError: If a file cannot be written.
     """
-    from composer_freezeout.compare.report.figures.arms import Point, accuracy_against_time
+    from composer_freezeout.compare.report.figures.arms import Point, accuracy_against_cost
     from composer_freezeout.compare.report.figures.style import svg
 
-    sentence = verdict({row.name: row.judged for row in rows if row.judged is not None}, clock)
-    if clock.kind == 'CPU':
-        sentence = f'{sentence} {clock.note}'
+    sentence = verdict({row.name: row.gain for row in rows if row.gain is not None}, clock)
     judged = [row.as_json() for row in rows]
     write_json(out / RESULT, {'format': FORMAT, **asdict(search), 'judged': judged, 'verdict': sentence})
     points = [Point(row.name, summary(row.seconds), summary(row.accuracies)) for row in rows]
     title = f'{search.family}: FreezeOut on judging seeds, and shortened baselines'
-    figure = accuracy_against_time(points, list(map(baseline_name, LENGTHS)), title, clock.training_time)
+    curve = _curve(rows) if clock.decides else None
+    figure = accuracy_against_cost(points, curve, f'{clock.training_time} in seconds', title)
     write_text(out / PLOT, svg(figure, title))
     write_text(out / TABLE, _page(search, sentence, table(rows, clock), clock))
     return sentence
+
+
+def _curve(rows: Sequence[Row]) -> Curve | None:
+    names = set(map(baseline_name, LENGTHS))
+    columns = [zip(r.seeds, r.seconds, r.accuracies, strict=True) for r in rows if r.name in names]
+    return Baselines([{seed: Run(*pair) for seed, *pair in column} for column in columns]).curve()
 
 
 def _page(search: Search, sentence: str, grid: str, clock: Clock) -> str:
@@ -137,9 +142,9 @@ def _page(search: Search, sentence: str, grid: str, clock: Clock) -> str:
         f'{grid}\n'
         f'{len(search.trials)} settings were tried with the seeds {_listed(search.choosing_seeds)}, for '
         'accuracy and predicted saving. Those that no other beat, and the default, were trained with the seeds '
-        f'{_listed(search.judging_seeds)}. Points above the line: accuracy less that of a baseline in the same '
-        f'mean {clock.training_time}, read off between the baselines of the same seed, with a 95 % confidence '
-        'interval; p by a paired t test, not corrected. Mean ± standard deviation.\n\n'
+        f'{_listed(search.judging_seeds)}. Points at equal cost: accuracy less that of a baseline in the same mean '
+        f'{clock.training_time if clock.decides else "FLOPs"}, read off the curve through the baselines, with a 95 % '
+        'confidence interval; p by Student’s t over the seeds, after Holm’s correction. Mean ± standard deviation.\n\n'
         f'```\n{search.command}\n```\n'
     )
 

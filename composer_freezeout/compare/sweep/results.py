@@ -6,10 +6,11 @@ from typing import Any
 
 from composer_freezeout.compare.arms.known import BASELINE
 from composer_freezeout.compare.judging.clock import Clock, choose_clock
-from composer_freezeout.compare.sweep.line import Judged, above_the_line, p_value
+from composer_freezeout.compare.judging.costs import runs_by_flops, runs_by_time
+from composer_freezeout.compare.judging.curve import Baselines, Gain, Runs
+from composer_freezeout.compare.judging.verdict import with_holm
 from composer_freezeout.compare.sweep.settings import Setting, name_of
 from composer_freezeout.results.record import Record
-from composer_freezeout.results.stats import Summary, summary
 
 __all__ = ['LENGTHS', 'Row', 'baseline_name', 'results']
 
@@ -28,7 +29,8 @@ class Row:
         accuracies (Sequence[float]): In ``[0, 1]``, shape ``(n,)``.
         seconds (Sequence[float]): Training times, by the clock that they are compared by, shape ``(n,)``.
         predicted_saving (float, optional): Share of the FLOPs that is saved.
-        judged (Judged, optional): How it compares with the baselines; None for a baseline.
+        gain (Gain, optional): Accuracy less a baseline's in the same time, or with as many FLOPs if no times can be
+            compared; None for a baseline, and without a seed that all have.
     """
 
     name: str
@@ -37,16 +39,11 @@ class Row:
     accuracies: Sequence[float]
     seconds: Sequence[float]
     predicted_saving: float | None
-    judged: Judged | None
+    gain: Gain | None
 
     def as_json(self) -> dict[str, Any]:
         """The row as ``sweep.json`` has it."""
-        content = asdict(self)
-        del content['judged']
-        if self.judged is not None:
-            difference = self.judged.difference
-            content |= {'difference': difference and asdict(difference), 'p': self.judged.p}
-        return content
+        return asdict(self)
 
 
 def baseline_name(percent: int) -> str:
@@ -68,33 +65,22 @@ def results(settings: Sequence[Setting], records: Mapping[str, Mapping[int, Reco
     by_name = {name_of(setting): setting for setting in settings}
     runs = {name: {seed: r for seed, r in sorted(of.items()) if r.accuracy is not None} for name, of in records.items()}
     clock = choose_clock({name: list(of.values()) for name, of in runs.items()})
-    baselines = [runs[baseline_name(percent)] for percent in LENGTHS]
+    by_cost = _by_cost(runs, clock)
+    baselines = Baselines([by_cost[baseline_name(percent)] for percent in LENGTHS])
+    gains = with_holm({name: gain for name in by_name if (gain := baselines.gain(by_cost.get(name, {}))) is not None})
     rows = []
     for name, of in runs.items():
         if not of:
             continue
-        judged = None
-        if name in by_name:
-            difference = _compared(of, baselines, clock) if clock.decides else None
-            judged = Judged(difference, difference and p_value(difference))
         accuracies, seconds = [r.accuracy or 0.0 for r in of.values()], [clock.seconds(r) for r in of.values()]
         saving = next(iter(of.values())).predicted_saving
-        rows.append(Row(name, by_name.get(name), list(of), accuracies, seconds, saving, judged))
+        rows.append(Row(name, by_name.get(name), list(of), accuracies, seconds, saving, gains.get(name)))
     return rows, clock
 
 
-def _compared(runs: Mapping[int, Record], baselines: Sequence[Mapping[int, Record]], clock: Clock) -> Summary | None:
-    """A setting with the baselines, of the seeds that all of them have."""
-    seeds = sorted(seed for seed in runs if all(seed in baseline for baseline in baselines))
-    if not seeds:
-        return None
-
-    def mean_time(found: Mapping[int, Record]) -> float:
-        return summary([clock.seconds(found[seed]) for seed in seeds]).mean
-
-    return above_the_line(
-        mean_time(runs),
-        [runs[seed].accuracy or 0.0 for seed in seeds],
-        [mean_time(baseline) for baseline in baselines],
-        [[baseline[seed].accuracy or 0.0 for baseline in baselines] for seed in seeds],
-    )
+def _by_cost(runs: Mapping[str, Mapping[int, Record]], clock: Clock) -> dict[str, Runs]:
+    """Times by seed of each setting and baseline, or FLOPs if no times can be compared."""
+    if clock.decides:
+        return {name: runs_by_time(of, clock) for name, of in runs.items()}
+    whole = next(iter(runs[baseline_name(100)].values()), None)
+    return {name: runs_by_flops(of, whole) if whole else {} for name, of in runs.items()}

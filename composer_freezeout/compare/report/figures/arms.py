@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from composer_freezeout.compare.judging.curve import Curve
 from composer_freezeout.compare.judging.verdict import ArmResult
+from composer_freezeout.compare.report.figures.labels import label_points
 from composer_freezeout.compare.report.figures.style import (
     HEIGHT,
     INK,
@@ -19,68 +23,81 @@ from composer_freezeout.compare.report.figures.style import (
     styled,
     styles_of,
 )
-from composer_freezeout.results.stats import Summary, pareto_front
+from composer_freezeout.results.stats import Summary
 
-__all__ = ['Point', 'accuracy_against_time', 'memory', 'savings']
+__all__ = ['Point', 'accuracy_against_cost', 'memory', 'savings']
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting in a plot of accuracy against time.
+    """One setting in a plot of accuracy against cost.
 
     Attributes:
         label (str): Its name; names of arms have colours of their own.
-        seconds (Summary): Training time, by the comparison's clock.
+        cost (Summary): Training time by the comparison's clock, or FLOPs.
         accuracy (Summary): In ``[0, 1]``.
     """
 
     label: str
-    seconds: Summary
+    cost: Summary
     accuracy: Summary
 
 
 @styled
-def accuracy_against_time(
-    points: Sequence[Point], line: Sequence[str] = (), title: str = '', time: str = 'training time'
+def accuracy_against_cost(
+    points: Sequence[Point],
+    curve: Curve | None,
+    cost: str,
+    title: str = '',
+    size: tuple[float, float] = (WIDTH, HEIGHT),
 ) -> Figure:
-    """Draws means with standard deviations in both directions, and the Pareto front of the means.
+    """Draws means with standard deviations in both directions, and the baseline's curve with its interval.
 
     Args:
-        points (Sequence[Point]): The settings, at least one.
-        line (Sequence[str]): Labels of points to connect, by rising time: the baselines of several lengths.
+        points (Sequence[Point]): Arms or settings, at least one.
+        curve (Curve, optional): Through the baselines.
+        cost (str): What the costs are, with their unit.
         title (str): What was compared.
-        time (str): What the times are.
+        size (tuple[float, float]): Of the figure, in inches.
 
     Returns:
-        Figure: The plot.
+        Figure: The plot; names stand at the points.
     """
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout='constrained')
+    figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots()
-    front = pareto_front([p.seconds.mean for p in points], [p.accuracy.mean for p in points])
-    times, accuracies = ([getattr(points[i], name).mean for i in front] for name in ('seconds', 'accuracy'))
-    # Broad, as it runs along the bars of the spread.
-    axes.step(times, accuracies, where='post', color=MUTED, linewidth=5, alpha=0.35, label='Pareto front', zorder=1.5)
-    joined = sorted((p.seconds.mean, p.accuracy.mean) for p in points if p.label in set(line))
-    if len(joined) > 1:
-        xs, ys = [x for x, _ in joined], [y for _, y in joined]
-        axes.plot(xs, ys, color=INK, linewidth=1.2, linestyle='--', label='baselines', zorder=1.5)
+    if curve is not None:
+        _draw_curve(axes, curve)
     styles = styles_of([point.label for point in points])
     for point in points:
         axes.errorbar(
-            point.seconds.mean,
+            point.cost.mean,
             point.accuracy.mean,
-            xerr=point.seconds.std or None,
+            xerr=point.cost.std or None,
             yerr=point.accuracy.std or None,
-            label=point.label,
             zorder=3 if point.label == 'freezeout' else 2.5,
+            alpha=0.9,
             **marker_style(styles[point.label]),
         )
-    axes.set_xlabel(f'{time} in seconds')
+    axes.set_xlabel(cost)
     axes.set_ylabel('accuracy of the last evaluation')
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.margins(0.1, 0.1)
     axes.set_title(plain(title))
     add_legend(figure, axes)
+    label_points(axes, [(p.cost.mean, p.accuracy.mean, p.label, styles[p.label][0]) for p in points])
     return figure
+
+
+def _draw_curve(axes: Axes, curve: Curve) -> None:
+    ends = curve.whole.costs
+    costs = np.linspace(ends[0], ends[-1], 60)
+    band = curve.band(costs)
+    intervals = [found.interval or (found.value, found.value) for found in band]
+    if any(found.interval for found in band):
+        low, high = zip(*intervals, strict=True)
+        axes.fill_between(costs, low, high, color=INK, alpha=0.12, linewidth=0, label='its 95 % interval', zorder=1)
+    values = [found.value for found in band]
+    axes.plot(costs, values, color=INK, linewidth=1.6, label='baseline', zorder=1.5)
 
 
 @styled

@@ -10,19 +10,21 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from composer_freezeout.compare.judging.clock import Clock
 from composer_freezeout.compare.judging.comparable import FinishedRun
 from composer_freezeout.compare.judging.comparison import Comparison
+from composer_freezeout.compare.judging.course import course, frozen_shares
 from composer_freezeout.compare.report.figures.style import HEIGHT, PAPER, WIDTH, add_legend, styled, styles_of
-from composer_freezeout.results.record import ACCURACY, Segment
+from composer_freezeout.results.record import Segment
 from composer_freezeout.results.stats import summary
 
-__all__ = ['learning_curves', 'step_times']
+__all__ = ['engagement', 'learning_curves', 'step_times']
 
 
 @styled
-def learning_curves(comparison: Comparison) -> Figure:
+def learning_curves(comparison: Comparison, arms: Sequence[str]) -> Figure:
     """Draws accuracy over training time: means over the seeds at each evaluation, and their standard deviation.
 
     Args:
         comparison (Comparison): The runs.
+        arms (Sequence[str]): The arms to draw.
 
     Returns:
         Figure: The plot.
@@ -30,8 +32,9 @@ def learning_curves(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(WIDTH, HEIGHT), layout='constrained')
     axes = figure.subplots()
     styles = styles_of(comparison.arms)
-    for arm in comparison.arms:
-        curves = _aligned([curve for run in comparison.of(arm) if (curve := _curve(run, comparison.clock))])
+    for arm in arms:
+        runs = comparison.of(arm)
+        curves = _aligned([curve for run in runs if (curve := course(run.record, comparison.clock))])
         if not curves:
             continue
         colour, marker, filled = styles[arm]
@@ -91,15 +94,34 @@ def step_times(comparison: Comparison) -> Figure:
     return figure
 
 
-def _curve(run: FinishedRun, clock: Clock) -> list[tuple[float, float]]:
-    """Training time and accuracy at each evaluation."""
-    seconds, points = 0.0, []
-    for row in run.record.epochs:
-        seconds += clock.seconds(row)
-        value = row.eval.get(ACCURACY)
-        if value is not None:
-            points.append((seconds, value))
-    return points
+@styled
+def engagement(comparison: Comparison, arms: Sequence[str]) -> Figure:
+    """Draws the share of frozen parameters over the run, of the first seed of each arm.
+
+    Args:
+        comparison (Comparison): The runs.
+        arms (Sequence[str]): The arms to draw.
+
+    Returns:
+        Figure: The plot.
+    """
+    figure = Figure(figsize=(WIDTH, 0.8 * HEIGHT), layout='constrained')
+    axes = figure.subplots()
+    styles = styles_of(comparison.arms)
+    for arm in arms:
+        points = frozen_shares(comparison.of(arm)[0].record)
+        colour, _, filled = styles[arm]
+        places, shares = [x for x, _ in points], [y for _, y in points]
+        line = '-' if filled else '--'
+        axes.step(places, shares, where='post', color=colour, linewidth=1.5, linestyle=line, label=arm)
+    axes.set_xlabel('progress of training')
+    axes.set_ylabel('frozen parameters')
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    add_legend(figure, axes)
+    return figure
 
 
 def _aligned(curves: Sequence[list[tuple[float, float]]]) -> list[list[tuple[float, float]]]:

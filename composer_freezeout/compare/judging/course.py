@@ -1,0 +1,124 @@
+"""The course of a run: accuracy over training time, when a target was reached, and how much was frozen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from composer_freezeout.compare.arms.known import is_baseline
+from composer_freezeout.compare.judging.clock import Clock
+from composer_freezeout.compare.judging.comparison import Comparison
+from composer_freezeout.results.record import ACCURACY, Record
+from composer_freezeout.results.stats import Summary, summary
+
+__all__ = ['Reached', 'course', 'frozen_at_end', 'frozen_share', 'frozen_shares', 'reached', 'target']
+
+
+def course(record: Record, clock: Clock) -> list[tuple[float, float]]:
+    """Training time and accuracy at each evaluation.
+
+    Args:
+        record (Record): The run.
+        clock (Clock): What time is measured by.
+
+    Returns:
+        list[tuple[float, float]]: Seconds and accuracies, in order.
+    """
+    seconds, points = 0.0, []
+    for row in record.epochs:
+        seconds += clock.seconds(row)
+        value = row.eval.get(ACCURACY)
+        if value is not None:
+            points.append((seconds, value))
+    return points
+
+
+def target(comparison: Comparison) -> float | None:
+    """What the shortest baseline reaches at its end, on average.
+
+    Args:
+        comparison (Comparison): The runs.
+
+    Returns:
+        float, optional: An accuracy, in ``[0, 1]``; None without one.
+    """
+    batches = {
+        arm: _mean_batches(comparison, arm) for arm in comparison.arms if is_baseline(arm) and comparison.of(arm)
+    }
+    shortest = min(batches, key=batches.__getitem__)
+    accuracies = [run.record.accuracy for run in comparison.of(shortest) if run.record.accuracy is not None]
+    return summary(accuracies).mean if accuracies else None
+
+
+def _mean_batches(comparison: Comparison, arm: str) -> float:
+    return summary([run.record.effective.total_batches for run in comparison.of(arm)]).mean
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When the runs of an arm reached an accuracy.
+
+    Attributes:
+        arm (str): The arm.
+        runs (int): How many runs it has.
+        reached (int): How many of them reached it.
+        seconds (Summary, optional): Training time until the first evaluation that had it, of these; None if none did.
+    """
+
+    arm: str
+    runs: int
+    reached: int
+    seconds: Summary | None
+
+
+def reached(comparison: Comparison, accuracy: float) -> list[Reached]:
+    """When each arm reached an accuracy, as far as it was evaluated.
+
+    Args:
+        comparison (Comparison): The runs.
+        accuracy (float): In ``[0, 1]``.
+
+    Returns:
+        list[Reached]: Arms with a finished run.
+    """
+    found = []
+    for arm in comparison.arms:
+        if runs := comparison.of(arm):
+            courses = [course(run.record, comparison.clock) for run in runs]
+            times = [next((time for time, value in points if value >= accuracy), None) for points in courses]
+            known = [time for time in times if time is not None]
+            found.append(Reached(arm, len(runs), len(known), summary(known) if known else None))
+    return found
+
+
+def frozen_shares(record: Record) -> list[tuple[float, float]]:
+    """Share of the parameters that are frozen, over the run.
+
+    Args:
+        record (Record): The run.
+
+    Returns:
+        list[tuple[float, float]]: Progress in ``[0, 1]`` and share in ``[0, 1]``, where each segment begins and at the
+        end; empty without segments. What was frozen before the run doesn't count.
+    """
+    if not record.segments:
+        return []
+    total = record.effective.total_batches
+    trainable = max(segment.trainable_parameters for segment in record.segments) or 1
+    points = [(s.batch / total, 1 - s.trainable_parameters / trainable) for s in record.segments]
+    return [(0.0, points[0][1]), *points[1:], (1.0, points[-1][1])]
+
+
+def frozen_share(records: Sequence[Record]) -> float | None:
+    """Share of the parameters that are frozen, averaged over training; None without segments."""
+    shares = []
+    for record in records:
+        points = frozen_shares(record)
+        if points:
+            shares.append(sum((end - begin) * share for (begin, share), (end, _) in pairwise(points)))
+    return summary(shares).mean if shares else None
+
+
+def frozen_at_end(records: Sequence[Record]) -> float | None:
+    """Share of the parameters that are frozen when training ends; None without segments."""
+    shares = [points[-1][1] for record in records if (points := frozen_shares(record))]
+    return summary(shares).mean if shares else None
