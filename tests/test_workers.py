@@ -93,8 +93,11 @@ class Slots:
     """Trains nothing: runs end when the test says so."""
 
     def __init__(self, workers: int):
-        self.workers, self.cores = workers, None
+        self.workers = workers
         self.begun: list[Job] = []
+
+    def environment(self) -> dict[str, object]:
+        return {}
 
     def submit(self, job: Job) -> Future[Outcome]:
         self.begun.append(job)

@@ -16,11 +16,15 @@ Where other processes held up some arms more than others, which shows in the CPU
 compared in place of wall-clock, or nothing is judged; the report says so.
 
 What has been finished is not done again: after an interruption, the same command goes on.
+
+``--workers`` trains several runs at once, ``--ray`` on the machines of a Ray cluster; with ``--only`` and ``--seed`` a
+command trains one run, so that a job array can train all.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -40,7 +44,9 @@ from composer_freezeout.compare.judging.manifest import new_manifest
 from composer_freezeout.compare.training.folder import claimed, prepare_folder
 from composer_freezeout.compare.training.ongoing import OngoingComparison, clear
 from composer_freezeout.compare.training.rounds import run_all
+from composer_freezeout.run.arguments import count
 from composer_freezeout.run.families import find_family, names
+from composer_freezeout.run.faults import Refused
 from composer_freezeout.run.processes import stoppable
 from composer_freezeout.run.threads import settle_threads
 
@@ -89,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         '--scale', type=scale_factor, default=1.0, metavar='S', help='factor on epochs and their batches (1)'
     )
     add_executor_options(parser)
+    parser.add_argument(
+        '--only', metavar='ARM', help='train one run of this arm, with --seed; several such commands may share --out'
+    )
+    parser.add_argument('--seed', type=partial(count, least=0), metavar='S', help='of the only run')
     parser.add_argument('--overwrite', action='store_true', help='train again what the folder already holds')
     parser.add_argument('--allow-mixed', action='store_true', help='go on with runs of other versions or hardware')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='laid over the file of every arm')
@@ -114,8 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settle_threads()
 
     def compare() -> int:
-        with claimed(arguments.out):
-            return _compare(arguments, command)
+        if (arguments.only is None) != (arguments.seed is None):
+            raise Refused('--only ARM and --seed S go together: they name one run; for several, --arms and --seeds')
+        with claimed(arguments.out, shared=arguments.only is not None):
+            return _compare(arguments, command) if arguments.only is None else _compare_only(arguments, command)
 
     return exit_code(compare, command)
 
@@ -125,7 +137,7 @@ def _compare(arguments: argparse.Namespace, command: str) -> int:
     comparison = _prepared(arguments, command)
     trained = executor(arguments, comparison.arms[0].config.device)
     if not arguments.allow_mixed:
-        comparison.check_environment(trained.workers, trained.cores)
+        comparison.check_environment(trained)
     for arm in comparison.arms:
         if arm.note:
             console.print(f'{arm.name}: {arm.note}', markup=False, highlight=False, soft_wrap=True)
@@ -146,14 +158,35 @@ def _prepared(arguments: argparse.Namespace, command: str) -> OngoingComparison:
     out, family = arguments.out, find_family(arguments.family)
     arm_names = choose_arms(family_arms(family), arguments.arms)
     arms, data = read_arms(family, arm_names, arguments.overrides, arguments.scale)
-    seeds = range(arms[0].config.seed, arms[0].config.seed + arguments.seeds)
-    check_seeds('--seeds', seeds)
+    first, number = (arms[0].config.seed, arguments.seeds) if arguments.seed is None else (arguments.seed, 1)
+    seeds = range(first, first + number)
+    check_seeds('--seeds' if arguments.seed is None else '--seed', seeds)
     manifest = new_manifest(family, arm_names, seeds, arguments.scale, arguments.overrides, command)
-    comparison = OngoingComparison(out, arms, data, seeds, prepare_folder(out, manifest, arguments.overwrite))
-    if arguments.overwrite:
+    if arguments.only is None:
+        manifest = prepare_folder(out, manifest, arguments.overwrite)
+    comparison = OngoingComparison(out, arms, data, seeds, manifest)
+    if arguments.overwrite and arguments.only is None:
         clear(comparison)
     comparison.take_over()
     return comparison
+
+
+def _compare_only(arguments: argparse.Namespace, command: str) -> int:
+    """Trains one run; the report is left to ``composer-freezeout report``."""
+    from composer_freezeout.compare.training.single import run_one
+
+    comparison, console = _prepared(arguments, command), Console()
+    trained = executor(arguments, comparison.arms[0].config.device)
+    if not arguments.allow_mixed:
+        comparison.check_environment(trained)
+    with stoppable(), trained:
+        missing = run_one(comparison, arguments.only, arguments.overwrite, trained, console)
+    if missing:
+        print(f'the run has no record; to try again: {command}', file=sys.stderr)
+    else:
+        line = f'When all runs are there: composer-freezeout report {arguments.out}'
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return int(missing)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """What the commands compare, sweep and report share: readers of arguments, and how they end."""
 
 import argparse
+import importlib.util
 import re
 import shlex
 import sys
@@ -113,6 +114,13 @@ def add_executor_options(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help='how many runs are trained at once, each on its own GPU or cores (1)',
     )
+    parser.add_argument(
+        '--ray', metavar='ADDRESS', help="train on the Ray cluster there: 'auto', or host:port of its first node"
+    )
+    parser.add_argument('--cpus', type=count, metavar='N', help='of each training on a Ray cluster (1)')
+    parser.add_argument(
+        '--gpus', type=partial(count, least=0), metavar='N', help='of each training on a Ray cluster (1 if it has any)'
+    )
 
 
 def executor(arguments: argparse.Namespace, device: str) -> 'Executor':
@@ -128,7 +136,17 @@ def executor(arguments: argparse.Namespace, device: str) -> 'Executor':
     Raises:
         Refused: If there is not what it would need.
     """
-    # Imported here: torch takes seconds, and a typing error should be told at once.
+    # Imported here: torch and Ray take seconds, and a typing error should be told at once.
+    if arguments.ray is not None:
+        if importlib.util.find_spec('ray') is None:
+            raise Refused("--ray: ray is not installed; pip install 'composer-freezeout[ray]'")
+        from composer_freezeout.compare.training.on_ray import OnRay
+
+        gpus = 0 if device == 'cpu' and arguments.gpus is None else arguments.gpus
+        return OnRay(arguments.ray, arguments.cpus or 1, gpus, arguments.workers)
+    for option in ('cpus', 'gpus'):
+        if getattr(arguments, option) is not None:
+            raise Refused(f'--{option}: is for trainings on a Ray cluster; give its address with --ray')
     from composer_freezeout.compare.training.executor import Local
     from composer_freezeout.compare.training.places import places, usable_cores, visible_gpus
 

@@ -4,10 +4,11 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 from composer_freezeout.compare.training.job import Job, Outcome, train
 from composer_freezeout.compare.training.places import Place
+from composer_freezeout.results.environment import environment
 
 __all__ = ['Executor', 'Local']
 
@@ -17,11 +18,13 @@ class Executor(Protocol):
 
     Attributes:
         workers (int): How many runs are trained at once, in ``[1, ∞)``.
-        cores (int, optional): How many cores each is kept to; None if it isn't.
     """
 
     workers: int
-    cores: int | None
+
+    def environment(self) -> dict[str, Any]:
+        """Versions and hardware, as the records of its runs will have them."""
+        ...
 
     def submit(self, job: Job) -> Future[Outcome]:
         """Takes a run, and trains it as soon as there is a place.
@@ -51,12 +54,19 @@ class Local:
     """
 
     def __init__(self, places: Sequence[Place]):
-        self.workers, self.cores = len(places), len(places[0].cores) or None
+        self.workers, self._cores = len(places), len(places[0].cores)
         self._places: SimpleQueue[Place] = SimpleQueue()
         for place in places:
             self._places.put(place)
         self._own, self._stop = threading.local(), threading.Event()
         self._pool = ThreadPoolExecutor(len(places), initializer=self._settle)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions and hardware of this process, with the cores of a place."""
+        found = environment()
+        if self._cores:
+            found['hardware']['usable_cores'] = self._cores
+        return found
 
     def _settle(self) -> None:
         self._own.place = self._places.get()

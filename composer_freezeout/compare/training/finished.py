@@ -1,6 +1,6 @@
 """Runs that have been done before, and may be taken over."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ from composer_freezeout.compare.arms.family import and_more
 from composer_freezeout.compare.judging.reading import read
 from composer_freezeout.compare.training.job import Job
 from composer_freezeout.results.differences import ABSENT, differences
-from composer_freezeout.results.environment import environment
 from composer_freezeout.results.files import RECORD
 from composer_freezeout.results.record import Record
 from composer_freezeout.run.faults import Refused
@@ -61,12 +60,12 @@ def _changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tup
     return {key: pair for key, pair in found.items() if set(map(id, pair)) != {id(ABSENT), id(None)}}
 
 
-def check_environment(records: Mapping[Path, Record], cores: int | None = None) -> None:
+def check_environment(records: Mapping[Path, Record], environment: Callable[[], Mapping[str, Any]]) -> None:
     """Makes sure that runs to come can be compared with those that have been done.
 
     Args:
         records (Mapping[Path, Record]): The finished runs, by path.
-        cores (int, optional): How many a run will have. Default: all that this process has.
+        environment (Callable[[], Mapping[str, Any]]): Tells versions and hardware of the runs to come.
 
     Raises:
         Refused: If versions or hardware are others now.
@@ -74,8 +73,6 @@ def check_environment(records: Mapping[Path, Record], cores: int | None = None) 
     if not records:
         return
     now = environment()
-    if cores is not None:
-        now['hardware']['usable_cores'] = cores
     for path, record in records.items():
         then = {'versions': record.versions, 'hardware': record.hardware}
         lines = [

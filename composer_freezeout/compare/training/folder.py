@@ -1,4 +1,4 @@
-"""The folder of the results: made, kept to one command, and what it holds."""
+"""The folder of the results: made, kept to one command or shared by several with a run each, and what it holds."""
 
 import contextlib
 import fcntl
@@ -12,19 +12,22 @@ from composer_freezeout.compare.judging.reading import read
 from composer_freezeout.results.files import MANIFEST, make_folder
 from composer_freezeout.run.faults import Refused
 
-__all__ = ['claimed', 'clear_folder', 'held', 'prepare_folder']
+__all__ = ['claimed', 'claimed_run', 'clear_folder', 'held', 'prepare_folder', 'writing']
 
 _HELD: list[int] = []
+# Whoever writes what several commands write to holds a lock on this file.
+_LOCK = '.lock'
 
 
 @contextlib.contextmanager
-def claimed(out: Path) -> Iterator[None]:
+def claimed(out: Path, shared: bool = False) -> Iterator[None]:
     """Has a folder for this command alone, so that no other one removes what is being trained.
 
     The folder is made if it isn't there, and removed if nothing comes of the command.
 
     Args:
         out (Path): The folder.
+        shared (bool): Has it for this command and others that share it.
 
     Raises:
         Refused: If it cannot be made or written to, or if another command is using it.
@@ -39,7 +42,8 @@ def claimed(out: Path) -> Iterator[None]:
         except OSError as error:
             raise Refused(_unfit(out, error)) from error
         try:
-            _lock(handle, out)
+            line = f'--out: another command is training in {out}; wait until it has ended, or choose another folder'
+            _lock(handle, line, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             _HELD.append(handle)
             try:
                 make_folder(out)
@@ -77,15 +81,48 @@ def _unfit(out: Path, error: OSError) -> str:
     return f'--out: {out} cannot be written to ({error.filename or out}: {error.strerror}); choose another folder'
 
 
-def _lock(handle: int, out: Path) -> None:
+def _lock(handle: int, taken: str, kind: int = fcntl.LOCK_EX) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        line = f'--out: another command is training in {out}; wait until it has ended, or choose another folder'
-        raise Refused(line) from error
+        raise Refused(taken) from error
     except OSError:
         # Some network file systems have no locks.
         pass
+
+
+@contextlib.contextmanager
+def claimed_run(folder: Path) -> Iterator[None]:
+    """Has the folder of a run for this command alone, in one that is shared.
+
+    Args:
+        folder (Path): Of the run. It is made if it isn't there.
+
+    Raises:
+        Refused: If another command is training it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle, f'{folder}: another command is training this run; leave it to that, or wait until it has ended')
+        _HELD.append(handle)
+        yield
+    finally:
+        os.close(handle)
+        _HELD[:] = [other for other in _HELD if other != handle]
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Keeps other commands from reading and writing what they share, for a moment: they wait.
+
+    Args:
+        out (Path): A folder that is shared.
+    """
+    with (out / _LOCK).open('w') as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def prepare_folder(out: Path, manifest: Manifest, overwrite: bool) -> Manifest:
@@ -108,7 +145,8 @@ def prepare_folder(out: Path, manifest: Manifest, overwrite: bool) -> Manifest:
     try:
         earlier = read(path, Manifest, 'choose another --out, or use --overwrite')
     except FileNotFoundError:
-        if any(out.iterdir()):
+        # Commands that share it try whether they can write there, and lock.
+        if any(not path.name.startswith('.') for path in out.iterdir()):
             line = f'--out: {out} is not empty and holds no {MANIFEST}; choose another folder, or use --overwrite'
             raise Refused(line) from None
         return manifest

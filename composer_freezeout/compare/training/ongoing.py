@@ -11,6 +11,7 @@ from composer_freezeout.compare.arms.known import BASELINE, SHORTENED, round_ord
 from composer_freezeout.compare.arms.lengths import shortened, total_batches
 from composer_freezeout.compare.judging.clock import seconds_ratio
 from composer_freezeout.compare.judging.manifest import Failure, Manifest
+from composer_freezeout.compare.training.executor import Executor
 from composer_freezeout.compare.training.finished import check_environment, finished
 from composer_freezeout.compare.training.job import Job, Outcome
 from composer_freezeout.results.files import MANIFEST, RECORD, write_json
@@ -92,18 +93,19 @@ class OngoingComparison:
         records = finished(self.job(name, seed) for name, seed in self.schedule())
         self.records = {(job.label, job.seed): record for job, record in records.items()}
 
-    def check_environment(self, workers: int, cores: int | None) -> None:
+    def check_environment(self, executor: Executor) -> None:
         """Makes sure that runs to come can be compared with those that are finished.
 
         Args:
-            workers (int): How many will be trained side by side.
-            cores (int, optional): How many cores each will have. Default: all that this process has.
+            executor (Executor): Where they will be trained.
 
         Raises:
             Refused: If versions, hardware or the company are others now.
         """
-        check_environment({self.record_path(*key): record for key, record in self.records.items()}, cores)
-        there = self.manifest.workers or 1
+        check_environment(
+            {self.record_path(*key): record for key, record in self.records.items()}, executor.environment
+        )
+        there, workers = self.manifest.workers or 1, executor.workers
         if self.records and there != workers and len(self.records) < len(self.schedule()):
             line = (
                 f'{there} runs were trained side by side, and now {workers} would be, so that times cannot be compared'
