@@ -5,7 +5,10 @@
 A family is a folder, or the name of one that is installed. An arm is a YAML file in it, or derived from such files:
 ``baseline_short`` is the baseline with its schedule compressed into the time that ``freezeout`` took,
 ``baseline_short_cost_aware`` the same for ``freezeout_cost_aware``, ``layer_freezing_matched`` is Composer's
-LayerFreezing with ``freeze_start`` solved so that it is predicted to save what ``freezeout`` is.
+LayerFreezing with ``freeze_start`` solved so that it is predicted to save what ``freezeout`` is. ``baseline_0.75`` is
+the baseline with its schedule compressed to 75 % of its batches. Baselines of several lengths make a curve, and every
+arm that freezes is judged by that curve in the arm's own time; by default there are four, chosen so that they bracket
+the times that are predicted for the arms (``--lengths``).
 
 Every run is a process of its own. The runs are interleaved: all arms with the first seed, then all with the next, in an
 order that moves on by one, so that a machine that slows down slows all arms down alike. The length of a shortened
@@ -29,7 +32,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from composer_freezeout.compare.arms.family import choose_arms, family_arms, read_arms
+from composer_freezeout.compare.arms.curve import curve_lengths, lengths_for, with_lengths
+from composer_freezeout.compare.arms.dry_run import Data
+from composer_freezeout.compare.arms.family import Arm, choose_arms, family_arms, read_arms
+from composer_freezeout.compare.arms.known import length_of
 from composer_freezeout.compare.command_line import (
     add_executor_options,
     check_seeds,
@@ -90,7 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--seeds', type=number_of_seeds, default=1, metavar='N', help="how many, from the files' seed on (1)"
     )
-    parser.add_argument('--arms', metavar='A,B,…', help='which arms (all)')
+    parser.add_argument(
+        '--arms', metavar='A,B,…', help='these arms and no others (all, and four lengths of the baseline)'
+    )
+    parser.add_argument(
+        '--lengths',
+        type=curve_lengths,
+        metavar='L,M,…',
+        help="lengths of the baseline that arms are judged by, as '0.6,0.8'; 'auto' for four that fit the arms; 'none'",
+    )
     parser.add_argument(
         '--scale', type=scale_factor, default=1.0, metavar='S', help='factor on epochs and their batches (1)'
     )
@@ -158,10 +172,11 @@ def _prepared(arguments: argparse.Namespace, command: str) -> OngoingComparison:
     out, family = arguments.out, find_family(arguments.family)
     arm_names = choose_arms(family_arms(family), arguments.arms)
     arms, data = read_arms(family, arm_names, arguments.overrides, arguments.scale)
+    arms = with_lengths(arms, _lengths(arguments, arms, data), data)
     first, number = (arms[0].config.seed, arguments.seeds) if arguments.seed is None else (arguments.seed, 1)
     seeds = range(first, first + number)
     check_seeds('--seeds' if arguments.seed is None else '--seed', seeds)
-    manifest = new_manifest(family, arm_names, seeds, arguments.scale, arguments.overrides, command)
+    manifest = new_manifest(family, [arm.name for arm in arms], seeds, arguments.scale, arguments.overrides, command)
     if arguments.only is None:
         manifest = prepare_folder(out, manifest, arguments.overwrite)
     comparison = OngoingComparison(out, arms, data, seeds, manifest)
@@ -169,6 +184,13 @@ def _prepared(arguments: argparse.Namespace, command: str) -> OngoingComparison:
         clear(comparison)
     comparison.take_over()
     return comparison
+
+
+def _lengths(arguments: argparse.Namespace, arms: Sequence[Arm], data: Data) -> list[float]:
+    """Lengths of the baseline that are trained besides the whole one."""
+    if arguments.only is not None:
+        return [] if (length := length_of(arguments.only)) is None else [length]
+    return lengths_for(arguments.lengths, arguments.arms is None, arms, data)
 
 
 def _compare_only(arguments: argparse.Namespace, command: str) -> int:

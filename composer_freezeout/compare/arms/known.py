@@ -22,7 +22,6 @@ __all__ = [
     'is_baseline',
     'length_of',
     'round_order',
-    'sources_of',
 ]
 
 BASELINE, BASELINE_SHORT, FREEZEOUT = 'baseline', 'baseline_short', 'freezeout'
@@ -110,11 +109,6 @@ def length_of(name: str) -> float | None:
 def is_baseline(name: str) -> bool:
     """Whether an arm is the baseline, of whatever length: a point of the curve that others are judged by."""
     return name == BASELINE or name in SHORTENED or length_of(name) is not None
-
-
-def sources_of(name: str) -> tuple[str, ...]:
-    """The arms whose files an arm is made from, its own kind first; itself if it has a file."""
-    return (BASELINE,) if length_of(name) is not None else DERIVED.get(name, (name,))
 
 
 def in_order(names: Iterable[str]) -> list[str]:

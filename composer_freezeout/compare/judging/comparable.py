@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from composer_freezeout.compare.arms.known import BASELINE, FREEZING, SHORTENED
+from composer_freezeout.compare.arms.known import BASELINE, FREEZING, SHORTENED, length_of
 from composer_freezeout.results.differences import ABSENT, differences
 from composer_freezeout.results.record import Record
 
@@ -49,7 +49,8 @@ def incomparable(runs: Sequence[FinishedRun]) -> list[str]:
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for run in runs:
         own = _OF_AN_ARM.get(run.arm, set())
-        within, between = _INCIDENTAL | own, _BETWEEN_ARMS | own
+        length = {'max_duration'} if length_of(run.arm) is not None else set()
+        within, between = _INCIDENTAL | own, _BETWEEN_ARMS | own | length
         pairs = [
             (baseline, _facts(baseline), _facts(run)),
             (baseline, _settings(baseline, between, FREEZING), _settings(run, between, FREEZING)),

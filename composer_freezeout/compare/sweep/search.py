@@ -11,10 +11,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from rich.console import Console
 
+from composer_freezeout.compare.arms.curve import length_arm
 from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.family import Arm, make_arm
 from composer_freezeout.compare.arms.known import round_order
-from composer_freezeout.compare.arms.lengths import shortened, total_batches
 from composer_freezeout.compare.sweep.results import LENGTHS, baseline_name
 from composer_freezeout.compare.sweep.settings import WARM_UPS, Setting, default_setting, name_of, suggest
 from composer_freezeout.compare.sweep.trials import KIND, Trials
@@ -66,10 +66,7 @@ class Sweep:
 
     def baseline_arm(self, percent: int) -> Arm:
         """The baseline, compressed to a share of its duration."""
-        per_epoch = self.data.batches_per_epoch
-        batches = max(1, round(total_batches(self.baseline.config, per_epoch) * percent / 100))
-        own = shortened(self.baseline.config, per_epoch, batches)
-        return make_arm(baseline_name(percent), self.baseline.file, (*self.baseline.overrides, *own))
+        return length_arm(self.baseline, percent / 100, self.data, baseline_name(percent))
 
     def job(self, arm: Arm, seed: int) -> Job:
         """The run of an arm with a seed."""

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from composer_freezeout.compare.arms.known import KNOWN
+from composer_freezeout.compare.arms.known import BASELINE_SHORT, KNOWN, length_of
 
 __all__ = [
     'HEIGHT',
@@ -115,8 +115,9 @@ def svg(figure: Figure, title: str) -> str:
 
 def styles_of(labels: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
     """Colour, marker and whether it is filled, of arms and of what else is compared."""
-    unknown = [label for label in labels if label not in STYLES]
-    return STYLES | {label: _OTHERS[index % len(_OTHERS)] for index, label in enumerate(unknown)}
+    shortened = {label: STYLES[BASELINE_SHORT] for label in labels if length_of(label) is not None}
+    unknown = [label for label in labels if label not in STYLES and label not in shortened]
+    return STYLES | shortened | {label: _OTHERS[index % len(_OTHERS)] for index, label in enumerate(unknown)}
 
 
 def marker_style(style: tuple[str, str, bool]) -> dict[str, Any]:
