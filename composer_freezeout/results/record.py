@@ -9,6 +9,7 @@ __all__ = [
     'FORMAT',
     'Effective',
     'Epoch',
+    'Frozen',
     'Git',
     'LearningRates',
     'OpenMP',
@@ -16,6 +17,7 @@ __all__ = [
     'Segment',
     'StartedFrom',
     'Unit',
+    'Weights',
 ]
 
 FORMAT = 1
@@ -40,6 +42,18 @@ def _names_algorithms(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+class Frozen(_Part):
+    """What was frozen from the start.
+
+    Attributes:
+        modules (list[str]): The modules whose own parameters, or running statistics, it is.
+        parameters (int): Number of the parameters, in ``[0, ∞)``.
+    """
+
+    modules: list[str]
+    parameters: Natural
+
+
 class Effective(_Part):
     """What the configuration came to.
 
@@ -56,6 +70,7 @@ class Effective(_Part):
         global_batch_size (int): Samples of a batch over all processes, in ``[1, ∞)``.
         train_samples (int): Samples of the training set.
         eval_samples (int, optional): Samples of the evaluation set.
+        frozen (Frozen, optional): What the configuration froze from the start; None if nothing.
     """
 
     optimizer: dict[str, Any]
@@ -69,6 +84,7 @@ class Effective(_Part):
     global_batch_size: Count
     train_samples: Natural
     eval_samples: Natural | None
+    frozen: Frozen | None = None
 
 
 class Unit(_Part):
@@ -171,6 +187,22 @@ class OpenMP(_Part):
     spin_count: str | None
 
 
+class Weights(_Part):
+    """The weights that a run began with, where they were not random.
+
+    Attributes:
+        source (str): The file, or the name of torchvision's weights.
+        loaded (int): Tensors that were loaded, in ``[1, ∞)``.
+        new (list[str]): Tensors of the model that began as without them.
+        left_out (list[str]): Tensors of the source that were not used.
+    """
+
+    source: str
+    loaded: Count
+    new: list[str]
+    left_out: list[str]
+
+
 class StartedFrom(_Part):
     """The checkpoint of another run whose training goes on.
 
@@ -220,6 +252,7 @@ class Record(_Part):
         started_from (StartedFrom, optional): The checkpoint of another run that training went on from. What was trained
             before is not counted in seconds, epochs, segments and ``total_batches``; None for a run of its own, which
             may have been interrupted and resumed.
+        weights (Weights, optional): What the run began with; None for random weights.
     """
 
     format: Literal[1]
@@ -250,6 +283,7 @@ class Record(_Part):
     training_cpu_seconds: Seconds | None = None
     openmp: OpenMP | None = None
     started_from: StartedFrom | None = None
+    weights: Weights | None = None
 
     @property
     def accuracy(self) -> float | None:

@@ -11,6 +11,7 @@ from composer import DataSpec, Trainer
 from composer.models import ComposerModel
 from composer.utils import dist, get_device, reproducibility
 
+from composer_freezeout.results.record import Weights
 from composer_freezeout.run import registry
 from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data import build_data, per_rank
@@ -20,6 +21,7 @@ from composer_freezeout.run.recorder import Recorder
 from composer_freezeout.run.registry import Bound, bind
 from composer_freezeout.run.signatures import Constructor
 from composer_freezeout.run.starting import check_start, checkpoint_fault, continued
+from composer_freezeout.run.weights import load_weights
 
 __all__ = ['Parts', 'Run', 'assemble']
 
@@ -53,6 +55,7 @@ class Parts:
         train (DataSpec): Training data.
         evaluation (DataSpec, optional): Evaluation data.
         keywords (Mapping[str, Any]): The other arguments of the Trainer.
+        weights (Weights, optional): What the model begins with; None for random weights.
     """
 
     config: RunConfig
@@ -60,6 +63,7 @@ class Parts:
     train: DataSpec
     evaluation: DataSpec | None
     keywords: Mapping[str, Any]
+    weights: Weights | None = None
 
     def build(self) -> Run:
         """Makes the Trainer. Loggers open their files, and a checkpoint is loaded if there is one.
@@ -70,7 +74,7 @@ class Parts:
         Raises:
             ConfigError: If the parts do not go together.
         """
-        recorder = Recorder(continues=continued(self.config))
+        recorder = Recorder(continues=continued(self.config), weights=self.weights)
         keywords = {**self.keywords, 'callbacks': [*self.keywords['callbacks'], recorder]}
         try:
             trainer = Trainer(**keywords)
@@ -117,6 +121,11 @@ def assemble(config: RunConfig) -> Parts:
     evaluation = config.eval_data and attempts.attempt(build_data, config.eval_data, 'eval_data', **shared)
     reproducibility.seed_all(config.seed)
     model = attempts.attempt(build_model, config.model)
+    weights = None
+    # A run that resumes has trained them on, and knows from its checkpoint where they came from.
+    if model is not None and config.model.weights is not None and not config.resumes_itself:
+        given = (config.model.name, config.model.weights, 'model.weights')
+        weights = attempts.attempt(load_weights, model, *given)
     attempts.raise_if_any()
     assert train is not None and model is not None
 
@@ -129,7 +138,7 @@ def assemble(config: RunConfig) -> Parts:
     }
     if evaluation is not None:
         keywords |= {'eval_dataloader': evaluation, 'eval_interval': config.eval_interval}
-    return Parts(config, _resolved(config, components), train, evaluation, keywords)
+    return Parts(config, _resolved(config, components), train, evaluation, keywords, weights)
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,8 @@ def _built(components: _Components, config: RunConfig, model: ComposerModel) -> 
         key: [attempts.attempt(bound.build, **defaults.get(bound.name, {})) for bound in getattr(components, key)]
         for key in ('algorithms', 'callbacks', 'loggers')
     }
-    keywords['optimizers'] = attempts.attempt(components.optimizer.build, model.parameters())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    keywords['optimizers'] = attempts.attempt(components.optimizer.build, trained)
     keywords['schedulers'] = components.scheduler and attempts.attempt(components.scheduler.build)
     attempts.raise_if_any()
     return keywords

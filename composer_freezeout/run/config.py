@@ -35,10 +35,12 @@ class Component(Section):
 
 
 class ModelConfig(Component):
-    """A network of :mod:`composer_freezeout.run.models`."""
+    """A network of :mod:`composer_freezeout.run.models`, what its weights begin with, and what of it never trains."""
 
     num_classes: Annotated[int, Field(ge=2)]
     in_channels: Count = 3
+    weights: str | None = None
+    freeze: list[str] | None = None
 
 
 class Checkpoint(Section):
@@ -141,6 +143,11 @@ def _contradictions(config: RunConfig) -> Iterable[Fault]:
                 f'is {config.model.in_channels}, but images of {role} ({data.name}) have {data.image_channels}; '
                 'make them equal',
             )
+    if config.model.weights is not None and config.checkpoint is not None and config.checkpoint.load_path is not None:
+        fault = (
+            'contradicts checkpoint.load_path, which brings weights, too; give the one that training is to start from'
+        )
+        yield Fault('model.weights', fault)
     if config.overwrite and config.resume:
         yield Fault('overwrite', 'true contradicts checkpoint.resume: true; keep the earlier run or replace it')
 

@@ -19,6 +19,7 @@ from torch import nn
 from composer_freezeout.run.cifar_networks import CifarDenseNet, CifarResNet, CifarVGG16, CifarWideResNet
 from composer_freezeout.run.config import ModelConfig
 from composer_freezeout.run.faults import ConfigError, Fault, suggest
+from composer_freezeout.run.frozen import freeze
 from composer_freezeout.run.memory import check_memory
 from composer_freezeout.run.registry import constructed
 from composer_freezeout.run.signatures import check_arguments
@@ -36,7 +37,7 @@ _CIFAR_NETWORKS: dict[str, type[nn.Module]] = {
 
 
 def build_model(config: ModelConfig, path: str = 'model') -> ComposerClassifier:
-    """Builds a network with random weights.
+    """Builds a network with random weights, and freezes of it what never trains.
 
     Args:
         config (ModelConfig): Name, classes, channels, and arguments of the network.
@@ -46,10 +47,14 @@ def build_model(config: ModelConfig, path: str = 'model') -> ComposerClassifier:
         ComposerClassifier: The network with cross entropy and accuracy.
 
     Raises:
-        ConfigError: If the name or an argument is unknown or refused, or memory cannot hold the network.
+        ConfigError: If the name or an argument is unknown or refused, memory cannot hold the network, or what is to be
+            frozen is not in it.
     """
     _check_size(config, path)
-    return ComposerClassifier(_network(config, path), num_classes=config.num_classes)
+    model = ComposerClassifier(_network(config, path), num_classes=config.num_classes)
+    if config.freeze:
+        freeze(model, config.freeze, f'{path}.freeze')
+    return model
 
 
 def _check_size(config: ModelConfig, path: str) -> None:

@@ -68,10 +68,13 @@ def _check_place(folder: Path, output: str) -> None:
 
 
 def _check_kept(config: RunConfig) -> None:
-    load_path = config.checkpoint.load_path if config.checkpoint is not None else None
-    if load_path is not None and Path(load_path).resolve().is_relative_to(config.checkpoint_folder.resolve()):
-        fault = f'{load_path!r} would be removed by overwrite: true; choose another output'
-        raise ConfigError([Fault('checkpoint.load_path', fault)])
+    given = {
+        'checkpoint.load_path': config.checkpoint.load_path if config.checkpoint is not None else None,
+        'model.weights': config.model.weights,
+    }
+    for key, path in given.items():
+        if path is not None and Path(path).resolve().is_relative_to(config.checkpoint_folder.resolve()):
+            raise ConfigError([Fault(key, f'{path!r} would be removed by overwrite: true; choose another output')])
 
 
 def _check_content(folder: Path, config: RunConfig) -> None:

@@ -12,7 +12,7 @@ from composer.utils import dist, map_collection
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
 from composer_freezeout.results.files import json_safe
-from composer_freezeout.results.record import Epoch, Segment, StartedFrom, Unit
+from composer_freezeout.results.record import Epoch, Segment, StartedFrom, Unit, Weights
 from composer_freezeout.run.clocks import Stopwatch, cpu_seconds
 from composer_freezeout.run.learning_rates import LearningRateTrace, hyperparameters
 from composer_freezeout.run.segments import Moment, Segments
@@ -32,9 +32,10 @@ class Recorder(Callback):
         max_points (int): Points kept of the trace of learning rates, besides the last one, in ``[2, ∞)``.
         continues (str, optional): The checkpoint of another run that is loaded; None if one of the run itself is, or
             none at all.
+        weights (Weights, optional): What the run begins with; None for random weights.
     """
 
-    def __init__(self, max_points: int = 250, continues: str | None = None):
+    def __init__(self, max_points: int = 250, continues: str | None = None, weights: Weights | None = None):
         self.learning_rates = LearningRateTrace(max_points)
         self.training = Stopwatch()
         self.training_cpu = Stopwatch(now=cpu_seconds)
@@ -48,6 +49,7 @@ class Recorder(Callback):
         self.first_batch_seconds: float | None = None
         self.example: Any = None
         self.started_from: StartedFrom | None = None
+        self.weights = weights
         self._continues = continues
         self._batches_done = 0
         self._fitting = False
@@ -216,6 +218,7 @@ class Recorder(Callback):
             'final': evaluated[-1] if evaluated else {},
             'training_cpu_seconds': self._cpu(),
             'started_from': self.started_from,
+            'weights': self.weights,
         }
 
     def effective(self, state: State) -> dict[str, Any]:
@@ -253,6 +256,7 @@ class Recorder(Callback):
             'segments': [row.model_dump() for row in self.segments.until(self._now(self._batches_done))],
             'loss': (self._loss_sum, self._loss_count),
             'started_from': None if self.started_from is None else self.started_from.model_dump(),
+            'weights': None if self.weights is None else self.weights.model_dump(),
             **self.learning_rates.state_dict(),
         }
 
@@ -275,8 +279,10 @@ class Recorder(Callback):
         self.first_batch_seconds = state['first_batch_seconds']
         self.learning_rates.load_state_dict(state)
         self._loss_sum, self._loss_count = state['loss']
-        started_from = state.get('started_from')
+        # Of a checkpoint of an earlier version there are none.
+        started_from, weights = state.get('started_from'), state.get('weights')
         self.started_from = None if started_from is None else StartedFrom(**started_from)
+        self.weights = None if weights is None else Weights(**weights)
 
 
 def _units(state: State) -> list[Unit]:

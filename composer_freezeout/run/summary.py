@@ -36,19 +36,24 @@ def _started_from(record: Record) -> list[str]:
 
 
 def _frozen(record: Record) -> list[str]:
-    total = record.last_batch
+    total, part = record.last_batch, record.effective.frozen
+    always = [] if part is None else [f'never trained: {part.parameters:,} of {_parameters(record)} parameters']
     frozen = [unit for unit in record.units if unit.frozen_at_batch is not None]
     if frozen:
         first, last = frozen[0], frozen[-1]
         line = f'frozen: {len(frozen)} of {len(record.units)} units, from {_when(first.name, first.frozen_at_batch)}'
         if len(frozen) > 1:
             line += f' to {_when(last.name, last.frozen_at_batch)}'
-        return [f'{line}, of {total} batches']
+        return [*always, f'{line}, of {total} batches']
     if record.units:
-        return [f'frozen: none of {len(record.units)} units']
+        return [*always, f'frozen: none of {len(record.units)} units']
     rest = record.epochs[-1].trainable_parameters if record.epochs else record.effective.parameters_total
     fixed = record.effective.parameters_total - rest
-    return [f'frozen: {fixed:,} of {record.effective.parameters_total:,} parameters'] if fixed else []
+    return [*always, f'frozen in the end: {fixed:,} of {_parameters(record)} parameters'] if fixed else []
+
+
+def _parameters(record: Record) -> str:
+    return f'{record.effective.parameters_total:,}'
 
 
 def _when(name: str, batch: int | None) -> str:

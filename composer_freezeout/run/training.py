@@ -10,18 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from composer_freezeout.costs.flops import on_meta, step_flops
 from composer_freezeout.results.environment import environment
 from composer_freezeout.results.files import CONFIG, RECORD, json_safe, write_json
-from composer_freezeout.results.record import FORMAT, Effective, Record
+from composer_freezeout.results.record import FORMAT, Effective, Frozen, Record
 from composer_freezeout.run.build import Run, assemble
 from composer_freezeout.run.config import RunConfig
 from composer_freezeout.run.faults import ConfigError, Fault, Refused, disk_error
+from composer_freezeout.run.frozen import FrozenPart
 from composer_freezeout.run.image_files import UnreadableImage
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.output import prepare_output
 from composer_freezeout.run.predicted import predict_saving
 from composer_freezeout.run.processes import rank
 from composer_freezeout.run.starting import check_left, continued
+from composer_freezeout.run.weights import weights_line
 from composer_freezeout.run.yaml_files import write_yaml
 
 __all__ = ['train']
@@ -46,6 +49,8 @@ def train(config: RunConfig, origin: Mapping[str, Any]) -> Record | None:
     # Before the run has a checkpoint of its own.
     path = continued(config)
     prepare_output(config, clear=rank() == 0)
+    if rank() == 0 and parts.weights is not None:
+        print(weights_line(parts.weights), flush=True)
     run = parts.build()
     started = _now()
     try:
@@ -103,6 +108,7 @@ def _record(run: Run, config: RunConfig, origin: Mapping[str, Any], started: str
         global_batch_size=config.train_data.batch_size,
         train_samples=run.train_samples,
         eval_samples=run.eval_samples,
+        frozen=_frozen(config),
     )
     return Record(
         format=FORMAT,
@@ -119,13 +125,26 @@ def _record(run: Run, config: RunConfig, origin: Mapping[str, Any], started: str
     )
 
 
+def _frozen(config: RunConfig) -> Frozen | None:
+    if not config.model.freeze:
+        return None
+    # Of the model as it was built: another one's names may have changed by now.
+    part = FrozenPart(build_model(config.model), config.model.freeze)
+    return Frozen(modules=part.modules(), parameters=part.size())
+
+
 def _predicted_saving(run: Run, config: RunConfig) -> float | None:
     """From FLOPs; None if not all of the schedule was trained this time, or there is more than one kind of freezing."""
     state = run.trainer.state
     if run.recorder.started_from is not None or run.recorder.example is None or state.dataloader_len is None:
         return None
     epochs = max(1, round(state.timestamp.batch.value / state.dataloader_len.value))
-    return predict_saving(build_model(config.model), run.recorder.example, state.algorithms, epochs)
+    model, example = build_model(config.model), run.recorder.example
+    saving = predict_saving(model, example, state.algorithms, epochs)
+    if saving is None or not config.model.freeze:
+        return saving
+    whole = build_model(config.model.model_copy(update={'freeze': None}))
+    return 1 - (1 - saving) * step_flops(*on_meta(model, example)) / step_flops(*on_meta(whole, example))
 
 
 def _write(record: Record, path: Path) -> None:

@@ -14,7 +14,9 @@ from torch.torch_version import TorchVersion
 from composer_freezeout.run.faults import ConfigError, Fault, disk_error
 from composer_freezeout.run.memory import check_memory
 
-__all__ = ['read_pickle']
+__all__ = ['WEIGHT_FILES', 'read_pickle', 'read_safetensors']
+
+WEIGHT_FILES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors')
 
 # What Composer's checkpoints hold besides tensors and plain values: times, a version, and the state of NumPy's random
 # numbers, whose rebuilding function has had two names. None of them can run anything.
@@ -46,8 +48,7 @@ def read_pickle(file: Path, path: str) -> Any:
     Raises:
         ConfigError: If it is damaged, holds other Python objects, or is larger than memory.
     """
-    if not file.is_file():
-        raise ConfigError([Fault(path, f'{str(file)!r} is not a file; give the path of one')])
+    _check_file(file, path)
     mapped = zipfile.is_zipfile(file)
     if not mapped:
         check_memory(file.stat().st_size, path, f'the contents of {str(file)!r}', 'give a smaller file')
@@ -59,6 +60,39 @@ def read_pickle(file: Path, path: str) -> Any:
         if isinstance(error, MemoryError) or disk_error(error) is not None:
             raise
         raise ConfigError([Fault(path, _refusal(file, error))]) from None
+
+
+def read_safetensors(file: Path, path: str) -> dict[str, torch.Tensor]:
+    """Reads a file in the format of safetensors, which holds tensors alone, and maps them from it.
+
+    Args:
+        file (Path): The file; it exists.
+        path (str): Key path that names it, for errors.
+
+    Returns:
+        dict[str, Tensor]: By name.
+
+    Raises:
+        ConfigError: If it is damaged, or the package is not installed.
+    """
+    _check_file(file, path)
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        fault = f"{str(file)!r} needs the package safetensors: pip install 'composer-freezeout[safetensors]'"
+        raise ConfigError([Fault(path, fault)]) from None
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        reason = ' '.join(str(error).split())[:150]
+        raise ConfigError([Fault(path, f'{str(file)!r} is damaged ({reason}); give a whole one')]) from None
+
+
+def _check_file(file: Path, path: str) -> None:
+    # A pipe, for one, has no end.
+    if not file.is_file():
+        raise ConfigError([Fault(path, f'{str(file)!r} is not a file; give the path of one')])
 
 
 def _refusal(file: Path, error: Exception) -> str:
