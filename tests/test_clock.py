@@ -58,7 +58,7 @@ def test_on_a_busy_machine_cpu_seconds_are_compared(tmp_path):
     # By wall-clock it took a third of the shorter baseline's time.
     assert result.measured_saving == pytest.approx(0.1)
     assert (result.verdict, result.judged_by) == ('pays', 'time')
-    verdict, *others, _ = conclusion(comparison)
+    verdict, _, *others = conclusion(comparison)
     assert 'at equal CPU time of training' in verdict
     assert verdict.endswith('10.0 % less CPU time of training than the whole baseline.')
     assert 'training had 0.69 to 1.90 processor cores' in others[0] and 'CPU times are compared instead' in others[0]
@@ -78,7 +78,7 @@ def test_on_a_machine_that_is_too_busy_arms_are_judged_by_flops(tmp_path):
     result = freezeout(comparison)
     assert (result.verdict, result.judged_by, result.by_time) == ('pays', 'FLOPs', None)
     assert (result.time_ratio, result.measured_saving) == (None, None)
-    verdict, note, *_ = conclusion(comparison)
+    verdict, _, note, *_ = conclusion(comparison)
     assert (
         verdict.startswith('freezeout pays: at equal FLOPs its accuracy is 2.07 points above') and 'took' not in verdict
     )

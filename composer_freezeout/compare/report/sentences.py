@@ -15,6 +15,8 @@ __all__ = ['ENOUGH_LENGTHS', 'Conclusion', 'conclude', 'conclusion']
 
 # Of the baseline, that make a curve.
 ENOUGH_LENGTHS = 4
+# Of a step in company over one alone: up to here, wall-clock is taken for that of the training.
+DISTURBED = 1.10
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def conclusion(comparison: Comparison) -> list[str]:
         list[str]: The verdict first.
     """
     found = conclude(comparison, arm_results(comparison))
-    return [line for line in (found.verdict, found.count, *found.arms, *found.reservations, found.not_tried) if line]
+    return [line for line in (found.verdict, found.count, found.not_tried, *found.reservations, *found.arms) if line]
 
 
 def _count(results: Sequence[ArmResult]) -> str:
@@ -161,6 +163,11 @@ def _reservations(comparison: Comparison, results: Sequence[ArmResult]) -> list[
     lengths = [r for r in results if is_baseline(r.arm)]
     if len(lengths) < ENOUGH_LENGTHS and any(r.freezes for r in results):
         notes.append(_few_lengths(len(lengths)))
+    if comparison.company is not None and comparison.company > DISTURBED:
+        notes.append(
+            f'{comparison.workers} runs were trained side by side, and a step took {comparison.company:.2f} times as '
+            'long as alone: wall-clock tells of the company, too.'
+        )
     if comparison.differences:
         notes.append(
             f'The runs are not comparable ({counted(len(comparison.differences), "difference")}, listed in the '

@@ -239,6 +239,9 @@ def environment_grid(comparison: Comparison) -> Grid:
     for run in comparison.runs:
         for key, value in _facts(run).items():
             values.setdefault(key, {})[NOTHING if value is None else str(value)] = None
+    if comparison.workers is not None:
+        company = '' if comparison.company is None else f': a step took {comparison.company:.2f} × as long as alone'
+        values['runs side by side'] = {f'{comparison.workers}{company}': None}
     columns: list[Column[tuple[str, str]]] = [
         Column('', lambda row: row[0], words=True),
         Column('value', lambda row: row[1], words=True),

@@ -92,12 +92,10 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     ends = curve.whole.costs
     costs = np.linspace(ends[0], ends[-1], 60)
     band = curve.band(costs)
-    intervals = [found.interval or (found.value, found.value) for found in band]
+    axes.plot(costs, [found.value for found in band], color=INK, linewidth=1.6, label='baseline', zorder=1.5)
     if any(found.interval for found in band):
-        low, high = zip(*intervals, strict=True)
+        low, high = zip(*(found.interval or (found.value, found.value) for found in band), strict=True)
         axes.fill_between(costs, low, high, color=INK, alpha=0.12, linewidth=0, label='its 95 % interval', zorder=1)
-    values = [found.value for found in band]
-    axes.plot(costs, values, color=INK, linewidth=1.6, label='baseline', zorder=1.5)
 
 
 @styled

@@ -13,12 +13,12 @@ from composer_freezeout.compare.report.figures.style import MUTED, PAPER, short_
 __all__ = ['label_points']
 
 # Of a marker and of the gap around a label, in points.
-_MARKER, _GAP = 5.0, 2.0
+_MARKER, _GAP = 4.0, 1.5
 # Farther from its point, a label gets a line to it.
-_LINE_FROM = 16.0
+_LINE_FROM = 15.0
 # Where the bars of a point do not run comes first.
 _DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
-_DISTANCES = (8.0, 16.0, 26.0, 38.0, 52.0, 68.0, 86.0, 106.0)
+_DISTANCES = (6.0, 15.0, 26.0, 38.0, 52.0, 68.0, 86.0, 106.0)
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], size: float = 8.5) -> None:
@@ -45,9 +45,9 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], si
         width, height = box.width, box.height
         text.remove()
         for distance, (right, up) in product(_DISTANCES, _DIRECTIONS):
-            aside = _DISTANCES[0] / 2 if up else distance
+            aside = _GAP if up else distance
             centre_x = place[0] + right * (aside * pixels + width / 2)
-            centre_y = place[1] + up * (distance * pixels + (height / 2 if right == 0 else 0))
+            centre_y = place[1] + up * (distance * pixels + height / 2)
             label = Bbox.from_bounds(centre_x - width / 2, centre_y - height / 2, width, height)
             padded = label.padded(_GAP * pixels)
             inside = frame.x0 <= label.x0 and label.x1 <= frame.x1 and frame.y0 <= label.y0 and label.y1 <= frame.y1
