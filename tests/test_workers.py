@@ -15,7 +15,10 @@ from rich.console import Console
 
 from composer_freezeout.compare import command as compare
 from composer_freezeout.compare.arms.family import read_arms
+from composer_freezeout.compare.judging.comparison import load
 from composer_freezeout.compare.judging.manifest import new_manifest
+from composer_freezeout.compare.report.sentences import conclusion
+from composer_freezeout.compare.report.tables import environment_grid
 from composer_freezeout.compare.training.job import Job, Outcome
 from composer_freezeout.compare.training.ongoing import OngoingComparison
 from composer_freezeout.compare.training.places import Place, places, usable_cores
@@ -84,6 +87,29 @@ def test_a_process_is_kept_to_the_cores_of_its_place(tmp_path):
     thread.join()
     assert (tmp_path / 'log').read_text() == f'{{{core}}}\n'
     assert len(usable_cores()) > 1
+
+
+def test_what_is_tied_to_a_process_ends_with_it(tmp_path):
+    pid = tmp_path / 'pid'
+    child = f'sleep 100 & echo $! > {pid}.part; mv {pid}.part {pid}; wait'
+    code = f'from composer_freezeout.run.processes import execute; execute(["sh", "-c", {child!r}], tied=True)'
+    parent = subprocess.Popen([sys.executable, '-c', code])
+    while not pid.exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    grandchild = psutil.Process(int(pid.read_text()))
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while grandchild.is_running() and grandchild.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_is_tied_keeps_its_exit_code_and_output(tmp_path):
+    log = tmp_path / 'log'
+    assert execute(['sh', '-c', 'cat; echo said; exit 3'], log, tied=True) == 3
+    assert log.read_text() == 'said\n'
 
 
 # --- the order
@@ -164,6 +190,20 @@ def test_no_more_run_at_once_than_there_are_places(tmp_path, capsys):
     assert max(most) == 2
     assert {outcome.job for outcome in work.outcomes} == set(jobs)
     assert '[5/5] arm seed 4: ' in capsys.readouterr().out
+
+
+# --- what the report says
+
+
+@pytest.mark.parametrize(('company', 'told'), [(1.03, False), (1.25, True)])
+def test_the_report_tells_of_company(company, told, tmp_path):
+    records.folder(tmp_path, {'baseline': [0.9, 0.8], 'freezeout': [0.8, 0.9]})
+    path = tmp_path / 'comparison.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'workers': 4, 'company': company}))
+    comparison = load(tmp_path)
+    disturbed = f'4 runs were trained side by side, and a step took {company:.2f} times as long as alone'
+    assert any(disturbed in line for line in conclusion(comparison)) == told
+    assert f'4: a step took {company:.2f} × as long as alone' in str(environment_grid(comparison))
 
 
 # --- whole comparisons

@@ -14,6 +14,8 @@ __all__ = ['Stopped', 'execute', 'rank', 'stoppable']
 _SECONDS_TO_STOP = 20
 # How often it is looked whether a process is to be stopped.
 _SECONDS_BETWEEN_LOOKS = 0.1
+# Ends all processes of a group as soon as nobody holds the other end of its standard input any more.
+_TIED = ('sh', '-c', 'exec 3<&0 </dev/null; (cat <&3 >/dev/null; kill -KILL 0) & exec 3<&-; exec "$@"', 'sh')
 
 
 def rank() -> int:
@@ -59,6 +61,7 @@ def execute(
     handles: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
     stop: threading.Event | None = None,
+    tied: bool = False,
 ) -> int:
     """Runs a command to its end, in a session of its own that ends with this process's call.
 
@@ -68,6 +71,7 @@ def execute(
         handles (Sequence[int]): Open files that it inherits, with the locks on them.
         environment (Mapping[str, str], optional): Variables that it has besides this process's.
         stop (threading.Event, optional): Ends it when it is set: signals reach the first thread only.
+        tied (bool): Whether it ends even if this process is killed.
 
     Returns:
         int: Its exit code, negative if a signal ended it.
@@ -75,8 +79,8 @@ def execute(
     with contextlib.nullcontext() if log is None else log.open('wb') as file:
         error = None if file is None else subprocess.STDOUT
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
+            [*(_TIED if tied else ()), *command],
+            stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
             stdout=file,
             stderr=error,
             pass_fds=handles,
@@ -103,3 +107,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 process.wait(_SECONDS_TO_STOP)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()

@@ -36,6 +36,8 @@ class Comparison:
         failures (tuple[Failure, ...]): Runs that failed and have no record.
         missing (tuple[tuple[str, int], ...]): Arm and seed of the runs that have neither a record nor failed.
         differences (tuple[str, ...]): Why the runs are not comparable; empty if they are.
+        workers (int, optional): How many runs were trained side by side; None if one after another.
+        company (float, optional): Time of a step with all of them running over that of one alone; None if not measured.
     """
 
     family: str
@@ -49,6 +51,8 @@ class Comparison:
     failures: tuple[Failure, ...] = ()
     missing: tuple[tuple[str, int], ...] = ()
     differences: tuple[str, ...] = ()
+    workers: int | None = None
+    company: float | None = None
 
     def of(self, arm: str) -> list[FinishedRun]:
         """Finished runs of an arm, by seed."""
@@ -98,6 +102,8 @@ def load(folder: Path, allow_mixed: bool = False) -> Comparison:
         failures=tuple(failed[run] for run in absent if run in failed),
         missing=tuple(run for run in absent if run not in failed),
         differences=tuple(differences),
+        workers=manifest.workers,
+        company=manifest.company,
     )
 
 

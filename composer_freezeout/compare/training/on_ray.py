@@ -52,7 +52,9 @@ def _train_there(job: Job, content: bytes, folder: str, variables: Mapping[str, 
         output.mkdir()
         file.write_bytes(content)
         since = time.monotonic()
-        exit_code = execute([sys.executable, *job.arguments(file, output)], output / LOG, environment=variables)
+        command = [sys.executable, *job.arguments(file, output)]
+        # Ray ends the children of a worker that is lost, but not theirs.
+        exit_code = execute(command, output / LOG, environment=variables, tied=True)
         seconds = time.monotonic() - since
         found = [path for path in output.rglob('*') if path.is_file() and not path.is_symlink()]
         return _Left(exit_code, seconds, {str(path.relative_to(output)): path.read_bytes() for path in found})
