@@ -93,6 +93,8 @@ def test_lengths_may_differ_in_their_duration_and_in_nothing_else(tmp_path):
     assert 'config.max_duration is "11ba" in baseline_0.5/seed1/record.json' in difference
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_comparison_with_lengths(tmp_path, capsys):
     arguments = [str(QUICKSTART), '--out', str(tmp_path / 'out'), '--arms', 'baseline,freezeout']
     arguments += ['--lengths', '0.5,0.8']
