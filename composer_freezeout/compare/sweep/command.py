@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -45,6 +45,10 @@ from composer_freezeout.run.families import find_family, names
 from composer_freezeout.run.faults import Refused
 from composer_freezeout.run.processes import stoppable
 from composer_freezeout.run.threads import settle_threads
+
+if TYPE_CHECKING:
+    from composer_freezeout.compare.sweep.search import Sweep
+    from composer_freezeout.compare.training.executor import Executor
 
 __all__ = ['identity', 'main', 'prepare_folder']
 
@@ -74,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--keep', type=count, default=4, metavar='N', help='settings to judge besides the default (4)')
     parser.add_argument('--budget', type=duration, metavar='TIME', help="how long new settings are tried: '30m', '2h'")
     add_executor_options(parser)
+    parser.add_argument(
+        '--join',
+        action='store_true',
+        help='search with a command that has begun elsewhere in the same --out, and judges',
+    )
     parser.add_argument('--overwrite', action='store_true', help='begin anew')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='laid over both files')
     return parser
@@ -142,25 +151,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     def sweep() -> int:
         if importlib.util.find_spec('optuna') is None:
             raise Refused("sweep searches with optuna, which is not installed; pip install 'composer-freezeout[bench]'")
+        if arguments.join:
+            return _join(arguments)
         with claimed(arguments.out):
             return _sweep(arguments, command)
 
     return exit_code(sweep, command)
 
 
-def _sweep(arguments: argparse.Namespace, command: str) -> int:
+def _begun(arguments: argparse.Namespace, console: Console) -> tuple['Sweep', 'Executor', dict[str, Any]]:
+    """The sweep, where it trains, and its identity."""
     # Imported here, as optuna may not be there.
     from composer_freezeout.compare.sweep.search import Sweep
-    from composer_freezeout.compare.sweep.trials import completed
 
-    console, family = Console(), find_family(arguments.family)
-    (baseline, freezeout), data = read_arms(family, [BASELINE, FREEZEOUT], arguments.overrides, 1.0)
+    (baseline, freezeout), data = read_arms(
+        find_family(arguments.family), [BASELINE, FREEZEOUT], arguments.overrides, 1.0
+    )
     if baseline.config.eval_data is None:
         raise Refused(f'{baseline.file}: eval_data: is null, but settings are judged by their accuracy; give data')
-    choosing, judging = _seeds(baseline.config.seed, arguments)
-    now = identity(baseline, freezeout, choosing, judging)
+    now = identity(baseline, freezeout, *_seeds(baseline.config.seed, arguments))
     trained = executor(arguments, baseline.config.device)
-    sweep = Sweep(arguments.out, baseline, freezeout, data, console, trained)
+    return Sweep(arguments.out, baseline, freezeout, data, console, trained, arguments.join), trained, now
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    """Searches only."""
+    if arguments.overwrite or not (arguments.out / RESULT).exists():
+        raise Refused(f'--join: searches with another command in {arguments.out}; begin there without --join')
+    console = Console()
+    sweep, trained, now = _begun(arguments, console)
+    prepare_folder(arguments.out, now, overwrite=False)
+    with stoppable(), trained:
+        sweep.explore(arguments.trials, now['choosing_seeds'], arguments.budget)
+    console.print('No setting is left to be tried; the first command judges.', highlight=False)
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace, command: str) -> int:
+    from composer_freezeout.compare.sweep.trials import completed
+
+    console = Console()
+    sweep, trained, now = _begun(arguments, console)
+    choosing, judging = now['choosing_seeds'], now['judging_seeds']
     prepare_folder(arguments.out, now, arguments.overwrite)
     # Composer takes over SIGTERM when it is imported, and that has happened.
     with stoppable(), trained:
@@ -172,7 +204,7 @@ def _sweep(arguments: argparse.Namespace, command: str) -> int:
         print('no run has a record; their logs are in the folders of the settings', file=sys.stderr)
         return 1
     tried = [Trial(setting, *values) for setting, values in trials]
-    searched = Search(family.resolve().name, command, now, choosing, judging, tried)
+    searched = Search(find_family(arguments.family).resolve().name, command, now, choosing, judging, tried)
     sentence = report(arguments.out, searched, rows, clock)
     console.print(f'{sentence}\nTable and plot: {arguments.out / TABLE}', markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -1,6 +1,8 @@
 """The runs of a sweep: settings are searched for, and the best ones are judged."""
 
 import json
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.family import Arm, make_arm
 from composer_freezeout.compare.arms.known import round_order
 from composer_freezeout.compare.sweep.results import LENGTHS, baseline_name
+from composer_freezeout.compare.sweep.searching import abandoned, elsewhere, searching
 from composer_freezeout.compare.sweep.settings import WARM_UPS, Setting, default_setting, name_of, suggest
 from composer_freezeout.compare.sweep.trials import KIND, Trials
 from composer_freezeout.compare.training.executor import Executor
@@ -42,6 +45,7 @@ class Sweep:
         data (Data): What they are trained on.
         console (Console): Where progress is told.
         executor (Executor): Where runs are trained.
+        joins (bool): Whether another command has begun the search, and judges.
     """
 
     out: Path
@@ -50,6 +54,7 @@ class Sweep:
     data: Data
     console: Console
     executor: Executor
+    joins: bool = False
 
     def __post_init__(self) -> None:
         places = [i for i, entry in enumerate(self.freezeout.config.algorithms) if entry.name == 'freezeout']
@@ -86,9 +91,10 @@ class Sweep:
         except (ValueError, KeyError, TypeError) as error:
             # Whatever Optuna stumbles over in a damaged journal.
             raise Refused(f'{path} is damaged ({error!r}); remove it: finished runs are taken over') from error
-        # After an interruption another seed: the draws of the first one have been made.
-        study.sampler = optuna.samplers.TPESampler(seed=self.baseline.config.seed + len(study.trials))
-        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        # After an interruption another seed: the draws of the first one have been made. So have those of others.
+        seed = self.baseline.config.seed + len(study.trials) + (os.getpid() if self.joins else 0)
+        study.sampler = optuna.samplers.TPESampler(seed=seed)
+        for trial in [] if self.joins else abandoned(study, self.out):
             # Of an interrupted sweep. Its runs are taken over when the setting is tried again.
             study.tell(trial.number, state=TrialState.FAIL)
             if trial.params:
@@ -114,8 +120,15 @@ class Sweep:
             return [replace(self.job(arm, seed), kind=KIND) for seed in seeds]
 
         study = self._study()
-        with Runner(self.console, self.executor, trials * len(seeds)) as runner:
-            runner.run(Trials(study, jobs_of, runner, trials, len(seeds), budget))
+        with (
+            searching(self.out) as owner,
+            Runner(self.console, self.executor, trials * len(seeds)) as runner,
+        ):
+            runner.run(Trials(study, jobs_of, runner, trials, len(seeds), budget, owner))
+        if not self.joins and elsewhere(study, self.out):
+            self.console.print('Waiting for the settings that other commands are trying.', highlight=False)
+            while elsewhere(study, self.out):
+                time.sleep(1)
         return study
 
     def judge(self, settings: Sequence[Setting], seeds: Sequence[int]) -> dict[str, dict[int, Record]]:

@@ -1,5 +1,6 @@
 """The trials of a search: settings that Optuna draws, tried with the choosing seeds."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +9,13 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
+from composer_freezeout.compare.sweep.searching import OWNER
 from composer_freezeout.compare.training.finished import finished
+from composer_freezeout.compare.training.folder import claimed_run
 from composer_freezeout.compare.training.job import Job, Outcome
 from composer_freezeout.compare.training.runner import Runner
 from composer_freezeout.results.record import Record
+from composer_freezeout.run.faults import Refused
 
 __all__ = ['KIND', 'Trials', 'completed']
 
@@ -27,6 +31,7 @@ class _Open:
         trials (list[optuna.Trial]): Those that have drawn it: with several at once it may be drawn again.
         waiting (list[Job]): Its runs that have not begun.
         missing (set[int]): Seeds of the runs that are not over.
+        claims (contextlib.ExitStack): Keeps other commands away from its runs.
         records (dict[int, Record]): Of those that are.
         failure (str, optional): Why the setting is out; None if it isn't.
     """
@@ -34,6 +39,7 @@ class _Open:
     trials: list[optuna.Trial]
     waiting: list[Job]
     missing: set[int]
+    claims: contextlib.ExitStack
     records: dict[int, Record] = field(default_factory=dict)
     failure: str | None = None
 
@@ -48,6 +54,7 @@ class Trials:
         trials (int): How many settings are tried, in ``[1, ∞)``.
         seeds (int): How many runs each has, in ``[1, ∞)``.
         budget (float, optional): Seconds after which no further setting is tried.
+        owner (str, optional): What tells others whose trials these are.
     """
 
     def __init__(
@@ -58,13 +65,19 @@ class Trials:
         trials: int,
         seeds: int,
         budget: float | None = None,
+        owner: str | None = None,
     ):
         self._study, self._jobs_of, self._runner = study, jobs_of, runner
         self._trials, self._seeds, self._budget = trials, seeds, budget
-        self._drawn = len(completed(study)) + len(_given_up(study))
-        self._begun = time.monotonic()
+        self._owner, self._begun = owner, time.monotonic()
         self._open: dict[str, _Open] = {}
         runner.done = self._drawn * seeds
+
+    @property
+    def _drawn(self) -> int:
+        """How many settings have been tried, or are being tried, here or elsewhere."""
+        states = (TrialState.COMPLETE, TrialState.RUNNING)
+        return len(self._study.get_trials(deepcopy=False, states=states)) + len(_given_up(self._study))
 
     def next_job(self) -> Job | None:
         """A run of a setting that is being tried, or else of a new one."""
@@ -82,14 +95,24 @@ class Trials:
 
     def _draw(self) -> None:
         trial = self._study.ask()
+        if self._owner is not None:
+            trial.set_user_attr(OWNER, self._owner)
         jobs = self._jobs_of(trial)
-        self._drawn += 1
         if (same := self._open.get(jobs[0].label)) is not None:
             same.trials.append(trial)
             self._runner.done += len(jobs)
             return
-        done = finished(jobs)
-        setting = _Open([trial], [job for job in jobs if job not in done], {job.seed for job in jobs})
+        with contextlib.ExitStack() as claims:
+            try:
+                for job in jobs:
+                    claims.enter_context(claimed_run(job.output))
+            except Refused:
+                # Another machine is just trying it.
+                self._study.tell(trial, state=TrialState.FAIL)
+                return
+            done = finished(jobs)
+            waiting = [job for job in jobs if job not in done]
+            setting = _Open([trial], waiting, {job.seed for job in jobs}, claims.pop_all())
         self._open[jobs[0].label] = setting
         for job, record in done.items():
             self._runner.take_over(record, KIND)
@@ -117,6 +140,7 @@ class Trials:
         if setting.missing:
             return
         del self._open[label]
+        setting.claims.close()
         values = [(record.accuracy or 0.0, record.predicted_saving or 0.0) for record in setting.records.values()]
         for trial in setting.trials:
             if setting.failure is not None:
@@ -129,7 +153,7 @@ class Trials:
     def left(self) -> Sequence[str]:
         """One entry for each run that has not begun."""
         waiting = sum(len(setting.waiting) for setting in self._open.values())
-        return [KIND] * (waiting + (self._trials - self._drawn) * self._seeds)
+        return [KIND] * (waiting + max(0, self._trials - self._drawn) * self._seeds)
 
 
 def completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
