@@ -1,6 +1,7 @@
 """Trainings on a Ray cluster of two nodes on this machine."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import psutil
 import pytest
 
 from composer_freezeout.compare import command as compare
+from composer_freezeout.compare.training.job import Job
 
 pytest.importorskip('ray')
+on_ray = pytest.importorskip('composer_freezeout.compare.training.on_ray')
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 QUICKSTART = Path(__file__).parent.parent / 'yamls' / 'quickstart'
@@ -87,6 +90,24 @@ def test_the_trainings_end_with_the_command(cluster, tmp_path):
     _, errors = again.communicate()
     assert again.returncode == 0, errors
     assert len(list(out.glob('*/seed17/record.json'))) == 2
+
+
+def die(job: Job, content: bytes, folder: str, variables: dict[str, str]) -> None:
+    with job.file.open('a') as file:
+        file.write('died\n')
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_whose_worker_dies_is_done_again_twice_and_then_reported(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, '_train_there', die)
+    tries = tmp_path / 'tries'
+    tries.touch()
+    with on_ray.OnRay(cluster.address, 1, 0, None) as executor:
+        assert executor.workers == 1
+        outcome = executor.submit(Job('arm', 17, tries, (), tmp_path / 'out', {})).result()
+    assert tries.read_text() == 'died\n' * 3
+    assert outcome.record is None and outcome.message == 'lost 3 times with its node or worker: WorkerCrashedError'
+    assert (tmp_path / 'out' / 'output.txt').read_text() == f'{outcome.message}\n'
 
 
 def test_what_no_node_has_is_refused(cluster, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
 from composer_freezeout.compare.training.job import LOG, Job, Outcome, outcome_of, prepare_output
 from composer_freezeout.results.environment import environment
@@ -113,6 +113,8 @@ class OnRay:
             left: _Left = ray.get(reference)
         except RayTaskError as error:
             return _lost(job, str(error.cause), since)
+        except TaskCancelledError:
+            return _lost(job, 'stopped', since)
         except RayError as error:
             return _lost(job, f'lost {RERUNS + 1} times with its node or worker: {type(error).__name__}', since)
         finally:
