@@ -99,9 +99,12 @@ def test_the_scale_holds_for_all_arms(comparison):
 
 def test_the_control_has_the_time_that_freezeout_took(comparison):
     records = {arm: record(comparison.out, arm) for arm in MEASURED}
-    share = records['freezeout']['training_seconds'] / records['baseline']['training_seconds']
+    # By CPU time where other processes held up one of the runs: see test_clock.
+    shares = [
+        records['freezeout'][key] / records['baseline'][key] for key in ('training_seconds', 'training_cpu_seconds')
+    ]
     batches = records['baseline_short']['effective']['total_batches']
-    assert batches == max(1, round(22 * share))
+    assert batches in {max(1, round(22 * share)) for share in shares}
     # Its cosine is compressed, not cut off.
     assert records['baseline_short']['config']['max_duration'] == f'{batches}ba'
     assert records['baseline_short']['run_name'] == 'quickstart-baseline_short'
