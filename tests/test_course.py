@@ -9,6 +9,8 @@ from matplotlib.text import Text
 
 from composer_freezeout.compare.judging.comparison import load
 from composer_freezeout.compare.judging.course import (
+    backward_share,
+    backward_shares,
     course,
     frozen_at_end,
     frozen_share,
@@ -65,6 +67,20 @@ def test_frozen_shares_over_training():
     assert frozen_share([run]) == pytest.approx(0.2) and frozen_at_end([run]) == pytest.approx(0.4)
     without = Record.model_validate(record('freezeout', 0) | {'segments': []})
     assert frozen_shares(without) == [] and frozen_share([without]) is None and frozen_at_end([without]) is None
+
+
+def test_backward_flops_are_shown_where_the_records_have_them(tmp_path):
+    content = record('freezeout', 0)
+    assert backward_shares(Record.model_validate(content)) == []
+    known = Record.model_validate(content | {'backward_left': {'1000': 1.0, '600': 0.3}})
+    assert backward_shares(known) == [(0.0, 0.0), (0.5, pytest.approx(0.7)), (1.0, pytest.approx(0.7))]
+    assert backward_share([known]) == pytest.approx(0.35)
+    folder(tmp_path, ARMS, SECONDS)
+    assert 'backward FLOPs frozen' not in render(load(tmp_path))['report.md']
+    for seed in (0, 1):
+        edit(tmp_path / f'freezeout/seed{seed}/record.json', 'backward_left', value={'1000': 1.0, '600': 0.3})
+    text = render(load(tmp_path))['report.md']
+    assert 'backward FLOPs frozen, mean over training' in text and '| freezeout | 20.0 | 40.0 | 35.0 | 20.0 |' in text
 
 
 def test_the_engagement_of_each_arm_is_in_the_report(tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 
 from composer_freezeout import FreezeOut
 from composer_freezeout.costs.predict import match_layer_freezing
-from composer_freezeout.run.predicted import predict_saving
+from composer_freezeout.run.predicted import predict_backward_left, predict_saving
 
 from .training import CLASSES, classifier
 
@@ -68,3 +68,16 @@ def test_the_model_is_not_changed():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert model.training
+
+
+def test_what_is_left_of_the_backward_pass_as_parameters_freeze():
+    model = classifier(network())
+    sizes = [192 * 5 + 5, 5 * 6 + 6, 6 * CLASSES + CLASSES]
+    backward = [step - (A + B + C) for step in STEP]
+    left = predict_backward_left(model, batch(), [LabelSmoothing(), FreezeOut(0.5, 'linear')], 4)
+    assert left == {sum(sizes[k:]): pytest.approx(backward[k] / backward[0]) for k in range(3)}
+    # LayerFreezing freezes one of the two layers before the head.
+    left = predict_backward_left(model, batch(), [LayerFreezing(freeze_start=0.0)], 4)
+    assert left == {sum(sizes[k:]): pytest.approx(backward[k] / backward[0]) for k in range(2)}
+    assert predict_backward_left(model, batch(), [], 4) is None
+    assert all(parameter.requires_grad for parameter in model.parameters())

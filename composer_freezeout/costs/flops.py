@@ -72,6 +72,21 @@ def step_flops(model: ComposerModel, batch: Any) -> int:
     return counter.get_total_flops()
 
 
+def forward_flops(model: ComposerModel, batch: Any) -> int:
+    """FLOPs of one forward pass, with the loss.
+
+    Args:
+        model (ComposerModel): The model.
+        batch (Any): A batch; FLOPs are proportional to its size.
+
+    Returns:
+        int: In ``[0, ∞)``.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.loss(model(batch), batch)
+    return counter.get_total_flops()
+
+
 def step_flops_by_units_frozen(model: ComposerModel, batch: Any, units: Sequence[Unit]) -> list[int]:
     """FLOPs of a training step with the first ``k`` units frozen, for each ``k``.
 

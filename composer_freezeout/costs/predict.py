@@ -8,14 +8,28 @@ from composer.algorithms import LayerFreezing
 from composer.algorithms.layer_freezing.layer_freezing import freeze_layers
 from composer.models import ComposerModel
 
-from composer_freezeout.costs.flops import losses_of, on_meta, step_flops, step_flops_by_units_frozen
+from composer_freezeout.costs.flops import (
+    forward_flops,
+    losses_of,
+    on_meta,
+    step_flops,
+    step_flops_by_units_frozen,
+    unit_flops,
+)
 from composer_freezeout.costs.saving import in_stages, predicted_saving
 from composer_freezeout.freezing.observing.partition import Partition, partition_model
 from composer_freezeout.freezing.observing.rehearsal import rehearse
 from composer_freezeout.method.schedule import freeze_stages
 from composer_freezeout.method.settings import Settings
 
-__all__ = ['freezeout_saving', 'layer_freezing_saving', 'match_layer_freezing', 'partition_for']
+__all__ = [
+    'freezeout_backward_left',
+    'freezeout_saving',
+    'layer_freezing_backward_left',
+    'layer_freezing_saving',
+    'match_layer_freezing',
+    'partition_for',
+]
 
 _RESOLUTION = 2**14  # steps of freeze_start that are told apart
 
@@ -66,6 +80,55 @@ def layer_freezing_saving(model: ComposerModel, batch: Any, layer_freezing: Laye
         float: In ``[0, 1)``.
     """
     return _LayerFreezingRun(model, batch, epochs).saving(layer_freezing.freeze_start, layer_freezing.freeze_level)
+
+
+def freezeout_backward_left(model: ComposerModel, batch: Any, settings: Settings) -> dict[int, float]:
+    """Share of the FLOPs of a whole backward pass that FreezeOut leaves, as units freeze.
+
+    Args:
+        model (ComposerModel): The model, with nothing frozen by an algorithm yet. It is not changed.
+        batch (Any): An example batch, two samples suffice.
+        settings (Settings): FreezeOut's.
+
+    Returns:
+        dict[int, float]: By the number of parameters that still train; in ``[0, 1]``. Empty if nothing is counted.
+    """
+    units = partition_for(model, batch, settings).units
+    flops = unit_flops(model, batch, units)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable, left = sum(sizes.values()), {}
+    # The gradient of the first trainable unit's input is needed by nothing.
+    weights, inputs = [unit.grad_weight for unit in flops], [unit.grad_input for unit in flops]
+    backward = [sum(weights[k:]) + sum(inputs[k + 1 :]) for k in range(len(units))]
+    if not backward[0]:
+        return {}
+    for unit, now in zip(units, backward, strict=True):
+        left[trainable] = now / backward[0]
+        trainable -= sum(sizes[name] for name in unit.parameters)
+    return left
+
+
+def layer_freezing_backward_left(
+    model: ComposerModel, batch: Any, layer_freezing: LayerFreezing, epochs: int
+) -> dict[int, float]:
+    """The same for Composer's ``LayerFreezing``.
+
+    Args:
+        model (ComposerModel): The model, with nothing frozen by an algorithm yet. It is not changed.
+        batch (Any): An example batch, two samples suffice.
+        layer_freezing (LayerFreezing): The algorithm.
+        epochs (int): Length of the run, in ``[1, ∞)``.
+
+    Returns:
+        dict[int, float]: By the number of parameters that still train; in ``[0, 1]``. Empty if nothing is counted.
+    """
+    run = _LayerFreezingRun(model, batch, epochs)
+    whole = {sum(parameter.numel() for parameter in run.trainable): run.flops[0]}
+    steps = whole | run.steps(layer_freezing.freeze_start, layer_freezing.freeze_level)
+    forward = forward_flops(run.model, run.batch)
+    if run.flops[0] == forward:
+        return {}
+    return {trainable: (flops - forward) / (run.flops[0] - forward) for trainable, flops in steps.items()}
 
 
 def match_layer_freezing(
@@ -123,3 +186,15 @@ class _LayerFreezingRun:
                 self.flops[depth] = step_flops(self.model, self.batch)
             spent += self.flops[depth]
         return 1 - spent / (self.flops[0] * self.epochs)
+
+    def steps(self, freeze_start: float, freeze_level: float) -> dict[int, int]:
+        """FLOPs of a step by the number of parameters that train, through the schedule."""
+        for parameter in self.trainable:
+            parameter.requires_grad = True
+        optimizer, found = torch.optim.SGD(self.trainable, lr=0.1), {}
+        for epoch in range(1, self.epochs):
+            freeze_layers(self.model, optimizer, epoch / self.epochs, freeze_start, freeze_level)
+            trainable = sum(parameter.numel() for parameter in self.trainable if parameter.requires_grad)
+            if trainable not in found:
+                found[trainable] = step_flops(self.model, self.batch)
+        return found

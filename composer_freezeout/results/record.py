@@ -243,6 +243,8 @@ class Record(_Part):
         resumed_at_batch (list[int]): Batches that were trained before each resumption.
         final (dict[str, float | None]): Metrics of the last evaluation; empty without one.
         predicted_saving (float, optional): Share of the FLOPs that freezing saves; None if nothing is predicted.
+        backward_left (dict[str, float], optional): Share of the FLOPs of a whole backward pass that is left, by the
+            number of parameters that train; None without freezing, and in records that do not have it.
         versions (dict[str, str]): Of Python and of packages.
         hardware (dict[str, Any]): Processor, memory, GPU, and number of threads.
         git (Git, optional): The checkout that the package was installed from; None if it was from none.
@@ -277,6 +279,7 @@ class Record(_Part):
     resumed_at_batch: list[int]
     final: dict[str, Number]
     predicted_saving: Number
+    backward_left: dict[str, float] | None = None
     versions: dict[str, str]
     hardware: dict[str, Any]
     git: Git | None

@@ -21,7 +21,7 @@ from composer_freezeout.run.frozen import FrozenPart
 from composer_freezeout.run.image_files import UnreadableImage
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.output import prepare_output
-from composer_freezeout.run.predicted import predict_saving
+from composer_freezeout.run.predicted import predict_backward_left, predict_saving
 from composer_freezeout.run.processes import rank
 from composer_freezeout.run.starting import check_left, continued
 from composer_freezeout.run.weights import weights_line
@@ -121,6 +121,7 @@ def _record(run: Run, config: RunConfig, origin: Mapping[str, Any], started: str
         effective=effective,
         **recorder.results(state),
         predicted_saving=_predicted_saving(run, config),
+        backward_left=_backward_left(run, config),
         **environment(),
     )
 
@@ -145,6 +146,17 @@ def _predicted_saving(run: Run, config: RunConfig) -> float | None:
         return saving
     whole = build_model(config.model.model_copy(update={'freeze': None}))
     return 1 - (1 - saving) * step_flops(*on_meta(model, example)) / step_flops(*on_meta(whole, example))
+
+
+def _backward_left(run: Run, config: RunConfig) -> dict[str, float] | None:
+    """As parameters freeze; None where the saving isn't predicted either."""
+    state, example = run.trainer.state, run.recorder.example
+    if run.recorder.started_from is not None or example is None or state.dataloader_len is None:
+        return None
+    epochs = max(1, round(state.timestamp.batch.value / state.dataloader_len.value))
+    left = predict_backward_left(build_model(config.model), example, state.algorithms, epochs)
+    # Keys of JSON are text.
+    return None if left is None else {str(trainable): share for trainable, share in left.items()}
 
 
 def _write(record: Record, path: Path) -> None:

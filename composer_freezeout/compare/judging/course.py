@@ -10,7 +10,17 @@ from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.results.record import ACCURACY, Record
 from composer_freezeout.results.stats import Summary, summary
 
-__all__ = ['Reached', 'course', 'frozen_at_end', 'frozen_share', 'frozen_shares', 'reached', 'target']
+__all__ = [
+    'Reached',
+    'backward_share',
+    'backward_shares',
+    'course',
+    'frozen_at_end',
+    'frozen_share',
+    'frozen_shares',
+    'reached',
+    'target',
+]
 
 
 def course(record: Record, clock: Clock) -> list[tuple[float, float]]:
@@ -108,13 +118,38 @@ def frozen_shares(record: Record) -> list[tuple[float, float]]:
     return [(0.0, points[0][1]), *points[1:], (1.0, points[-1][1])]
 
 
+def backward_shares(record: Record) -> list[tuple[float, float]]:
+    """Share of the FLOPs of the backward pass that freezing saves, over the run.
+
+    Args:
+        record (Record): The run.
+
+    Returns:
+        list[tuple[float, float]]: As :func:`frozen_shares`; empty if it is not known.
+    """
+    known = record.backward_left or {}
+    total = record.effective.total_batches
+    points = [(s.batch / total, known.get(str(s.trainable_parameters))) for s in record.segments]
+    shares = [(at, 1 - left) for at, left in points if left is not None]
+    if not shares or len(shares) < len(points):
+        return []
+    return [(0.0, shares[0][1]), *shares[1:], (1.0, shares[-1][1])]
+
+
+def backward_share(records: Sequence[Record]) -> float | None:
+    """Share of the FLOPs of the backward pass that freezing saves, averaged over training; None if it is not known."""
+    return _mean_share([backward_shares(record) for record in records])
+
+
 def frozen_share(records: Sequence[Record]) -> float | None:
     """Share of the parameters that are frozen, averaged over training; None without segments."""
-    shares = []
-    for record in records:
-        points = frozen_shares(record)
-        if points:
-            shares.append(sum((end - begin) * share for (begin, share), (end, _) in pairwise(points)))
+    return _mean_share([frozen_shares(record) for record in records])
+
+
+def _mean_share(courses: Sequence[list[tuple[float, float]]]) -> float | None:
+    shares = [
+        sum((end - begin) * share for (begin, share), (end, _) in pairwise(points)) for points in courses if points
+    ]
     return summary(shares).mean if shares else None
 
 

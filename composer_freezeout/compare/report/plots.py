@@ -128,7 +128,10 @@ def _engagement(comparison: Comparison, results: Sequence[ArmResult]) -> _Drawn:
     arms = [r.arm for r in results if r.freezes and comparison.of(r.arm)[0].record.segments]
     if not arms:
         return None
-    caption = 'Share of the parameters that no longer train, in the run of each arm with its first seed.'
+    caption = (
+        'Share of the parameters that no longer train, and of the FLOPs of the backward pass that this saves where the '
+        'records have it, in the run of each arm with its first seed.'
+    )
     return _Figure('Frozen parameters over training', caption, engagement(comparison, arms))
 
 

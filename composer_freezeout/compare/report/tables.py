@@ -8,7 +8,7 @@ from urllib.parse import quote
 from composer_freezeout.compare.judging.clock import Clock
 from composer_freezeout.compare.judging.comparable import FinishedRun
 from composer_freezeout.compare.judging.comparison import Comparison
-from composer_freezeout.compare.judging.course import Reached, frozen_at_end, frozen_share
+from composer_freezeout.compare.judging.course import Reached, backward_share, frozen_at_end, frozen_share
 from composer_freezeout.compare.judging.curve import Gain
 from composer_freezeout.compare.judging.verdict import ArmResult
 from composer_freezeout.compare.report.text import (
@@ -172,6 +172,11 @@ def engagement_grid(results: Sequence[ArmResult], records: Mapping[str, Sequence
         Column('arm', lambda r: r.arm, words=True),
         Column('parameters frozen, mean over training, %', lambda r: number_text(frozen_share(records[r.arm]), 1, 100)),
         Column('parameters frozen at the end, %', lambda r: number_text(frozen_at_end(records[r.arm]), 1, 100)),
+        Column(
+            'backward FLOPs frozen, mean over training, %',
+            lambda r: number_text(backward_share(records[r.arm]), 1, 100),
+            optional=True,
+        ),
         Column('FLOPs saved by freezing, predicted, %', lambda r: number_text(r.predicted_saving, 1, 100)),
         Column('peak memory, MiB', lambda r: summary_text(r.memory, 0, 2**-20)),
     ]

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from composer_freezeout.compare.judging.clock import Clock
 from composer_freezeout.compare.judging.comparable import FinishedRun
 from composer_freezeout.compare.judging.comparison import Comparison
-from composer_freezeout.compare.judging.course import course, frozen_shares
+from composer_freezeout.compare.judging.course import backward_shares, course, frozen_shares
 from composer_freezeout.compare.report.figures.style import HEIGHT, PAPER, WIDTH, add_legend, styled, styles_of
 from composer_freezeout.results.record import Segment
 from composer_freezeout.results.stats import summary
@@ -96,7 +96,7 @@ def step_times(comparison: Comparison) -> Figure:
 
 @styled
 def engagement(comparison: Comparison, arms: Sequence[str]) -> Figure:
-    """Draws the share of frozen parameters over the run, of the first seed of each arm.
+    """Draws the shares of frozen parameters, and of backward FLOPs saved, over the first run of each arm.
 
     Args:
         comparison (Comparison): The runs.
@@ -105,22 +105,26 @@ def engagement(comparison: Comparison, arms: Sequence[str]) -> Figure:
     Returns:
         Figure: The plot.
     """
+    records = {arm: comparison.of(arm)[0].record for arm in arms}
+    panels = {'frozen parameters': {arm: frozen_shares(record) for arm, record in records.items()}}
+    backward = {arm: points for arm, record in records.items() if (points := backward_shares(record))}
+    panels |= {'backward FLOPs saved': backward} if backward else {}
     figure = Figure(figsize=(WIDTH, 0.8 * HEIGHT), layout='constrained')
-    axes = figure.subplots()
     styles = styles_of(comparison.arms)
-    for arm in arms:
-        points = frozen_shares(comparison.of(arm)[0].record)
-        colour, _, filled = styles[arm]
-        places, shares = [x for x, _ in points], [y for _, y in points]
-        line = '-' if filled else '--'
-        axes.step(places, shares, where='post', color=colour, linewidth=1.5, linestyle=line, label=arm)
-    axes.set_xlabel('progress of training')
-    axes.set_ylabel('frozen parameters')
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    add_legend(figure, axes)
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (label, shares) in zip(row, panels.items(), strict=True):
+        for arm, points in shares.items():
+            colour, _, filled = styles[arm]
+            places, values = [x for x, _ in points], [y for _, y in points]
+            line = '-' if filled else '--'
+            axes.step(places, values, where='post', color=colour, linewidth=1.5, linestyle=line, label=arm)
+        axes.set_xlabel('progress of training')
+        axes.set_ylabel(label)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+    add_legend(figure, row[0])
     return figure
 
 
