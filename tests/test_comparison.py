@@ -112,7 +112,7 @@ def test_a_wrong_manifest_is_refused(key, value, tmp_path):
             'config.algorithms.0.name is "ema"',
         ),
         ('freezeout/seed1', ('config', 'algorithms', 0, 't_0'), 0.5, 'config.algorithms.0.t_0 is 0.5'),
-        ('baseline/seed1', ('config', 'scheduler'), None, 'config.scheduler is null'),
+        ('baseline/seed1', ('config', 'scheduler'), None, 'config.scheduler.name is absent'),
         ('freezeout/seed0', ('versions', 'torch'), '2.6.0', 'versions.torch is "2.6.0"'),
         ('freezeout/seed0', ('hardware', 'threads'), 8, 'hardware.threads is 8'),
         ('freezeout/seed0', ('effective', 'device'), 'gpu', 'effective.device is "gpu"'),

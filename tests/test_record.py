@@ -378,6 +378,11 @@ def test_differences_name_the_key_and_both_values():
     assert found['seed'] == (1, 2) and found['algorithms.0.name'] == ('ema', ABSENT)
 
 
+def test_a_setting_that_came_later_and_is_not_used_is_no_difference():
+    assert differences({'model': {'name': 'resnet8'}}, {'model': {'name': 'resnet8', 'weights': None}}) == {}
+    assert differences({'model': {'freeze': ['stem']}}, {'model': {}})['model.freeze.0'] == ('stem', ABSENT)
+
+
 def test_max_points():
     with pytest.raises(ValueError, match='at least 2, got 1'):
         Recorder(max_points=1)

@@ -24,11 +24,12 @@ def differences(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
 
     Returns:
         dict[str, tuple[Any, Any]]: Both values by key path (``algorithms.0.t_0``), in the order of the first's keys;
-        :data:`ABSENT` where one of the two has no such key.
+        :data:`ABSENT` where one of the two has no such key. A key that is missing beside one with null is no
+        difference: it is a setting that came later, and that is not used.
     """
     left, right = dict(_leaves(one)), dict(_leaves(other))
     pairs = {key: (left.get(key, ABSENT), right.get(key, ABSENT)) for key in dict.fromkeys([*left, *right])}
-    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and {id(a), id(b)} != {id(ABSENT), id(None)}}
 
 
 def _leaves(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:

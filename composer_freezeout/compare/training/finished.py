@@ -7,7 +7,7 @@ from typing import Any
 from composer_freezeout.compare.arms.family import and_more
 from composer_freezeout.compare.judging.reading import read
 from composer_freezeout.compare.training.job import Job
-from composer_freezeout.results.differences import ABSENT, differences
+from composer_freezeout.results.differences import differences
 from composer_freezeout.results.files import RECORD
 from composer_freezeout.results.record import Record
 from composer_freezeout.run.faults import Refused
@@ -42,7 +42,7 @@ def finished(jobs: Iterable[Job]) -> dict[Job, Record]:
         except Refused as error:
             lines += error.lines
             continue
-        for key, (there, here) in _changed(records[job].config, {**job.expected, 'seed': job.seed}).items():
+        for key, (there, here) in differences(records[job].config, {**job.expected, 'seed': job.seed}).items():
             if key.partition('.')[0] not in _WHERE | job.free:
                 others.setdefault(f'{key} is {there!r} in a finished run and would be {here!r} now', []).append(path)
     lines += [
@@ -52,12 +52,6 @@ def finished(jobs: Iterable[Job]) -> dict[Job, Record]:
     if lines:
         raise Refused(lines)
     return records
-
-
-def _changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    # A setting that is new since the run was done, and not used, changes nothing.
-    found = differences(dict(there), dict(here))
-    return {key: pair for key, pair in found.items() if set(map(id, pair)) != {id(ABSENT), id(None)}}
 
 
 def check_environment(records: Mapping[Path, Record], environment: Callable[[], Mapping[str, Any]]) -> None:
