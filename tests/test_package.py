@@ -11,25 +11,16 @@ import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import composer_freezeout
 
+from .launching import module_of
 from .test_imports import PACKAGE
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ROOT / 'setup.cfg'
-
-
-def setup_script() -> Any:
-    spec = importlib.util.spec_from_file_location('setup_script', ROOT / 'setup.py')
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # --- names and metadata
@@ -67,11 +58,11 @@ def test_the_version_stands_in_one_place():
 )
 def test_an_index_gets_no_links_that_lead_nowhere(source, expected):
     text = 'See [the docs](docs/x.md). ![picture](p.svg) [paper](https://a.b) [below](#c)'
-    assert setup_script().long_description(text, source) == expected
+    assert module_of(ROOT / 'setup.py').long_description(text, source) == expected
 
 
 def test_nothing_of_the_readme_leads_nowhere_on_an_index():
-    script = setup_script()
+    script = module_of(ROOT / 'setup.py')
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
     assert script.RELATIVE.search(readme)
     assert not script.RELATIVE.search(script.long_description(readme, None))
@@ -79,7 +70,7 @@ def test_nothing_of_the_readme_leads_nowhere_on_an_index():
 
 
 def test_project_urls_are_addresses():
-    urls = setup_script().project_urls()
+    urls = module_of(ROOT / 'setup.py').project_urls()
     assert urls
     assert all(address.startswith('https://') for address in urls.values())
 

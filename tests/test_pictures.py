@@ -1,6 +1,5 @@
 """The pictures of README and docs are what the code and the records draw today."""
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -9,21 +8,13 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
+from .launching import module_of
 from .test_results import DRAWN_BY
 
 DOCS = Path(__file__).parent.parent / 'docs'
 
 
-def command() -> Any:
-    spec = importlib.util.spec_from_file_location('pictures', DOCS / 'pictures.py')
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pictures = command()
+pictures: Any = module_of(DOCS / 'pictures.py')
 
 
 def committed(name: str) -> str:

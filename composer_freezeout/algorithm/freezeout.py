@@ -316,7 +316,9 @@ class FreezeOut(Algorithm):
             self._set_up(state, self._execution, observed)
             self._batch_start(state, logger)
         elif event is Event.BEFORE_FORWARD:
-            self._life.observe(self._execution.module, recorder=self._saving.recorder(self._execution))
+            # `const_time` counts on a copy, and needs no other count.
+            recorder = None if self.const_time else self._saving.recorder(self._execution)
+            self._life.observe(self._execution.module, recorder=recorder)
         elif event is Event.AFTER_LOSS and self._life.is_observing:
             losses = losses_of(state.loss)
             observed, parameters = self._life.observed(losses)

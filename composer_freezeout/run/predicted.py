@@ -30,7 +30,7 @@ def predict_saving(model: ComposerModel, batch: Any, algorithms: Sequence[Algori
     Returns:
         float, optional: In ``[0, 1)``; 0 without a freezing algorithm, None with several.
     """
-    freezing = [algorithm for algorithm in algorithms if isinstance(algorithm, (FreezeOut, LayerFreezing))]
+    freezing = _freezing(algorithms)
     if len(freezing) > 1:
         return None
     if not freezing:
@@ -58,10 +58,14 @@ def predict_backward_left(
         dict[int, float], optional: By the number of parameters that still train; None without a freezing algorithm, or
         with several.
     """
-    freezing = [algorithm for algorithm in algorithms if isinstance(algorithm, (FreezeOut, LayerFreezing))]
+    freezing = _freezing(algorithms)
     if len(freezing) != 1:
         return None
     (algorithm,) = freezing
     if isinstance(algorithm, FreezeOut):
         return freezeout_backward_left(model, batch, algorithm.settings)
     return layer_freezing_backward_left(model, batch, algorithm, epochs)
+
+
+def _freezing(algorithms: Sequence[Algorithm]) -> list[FreezeOut | LayerFreezing]:
+    return [algorithm for algorithm in algorithms if isinstance(algorithm, (FreezeOut, LayerFreezing))]

@@ -136,12 +136,11 @@ def _frozen(config: RunConfig) -> Frozen | None:
 
 def _predicted_saving(run: Run, config: RunConfig) -> float | None:
     """From FLOPs; None if not all of the schedule was trained this time, or there is more than one kind of freezing."""
-    state = run.trainer.state
-    if run.recorder.started_from is not None or run.recorder.example is None or state.dataloader_len is None:
+    example, epochs = run.recorder.example, _epochs(run)
+    if example is None or epochs is None:
         return None
-    epochs = max(1, round(state.timestamp.batch.value / state.dataloader_len.value))
-    model, example = build_model(config.model), run.recorder.example
-    saving = predict_saving(model, example, state.algorithms, epochs)
+    model = build_model(config.model)
+    saving = predict_saving(model, example, run.trainer.state.algorithms, epochs)
     if saving is None or not config.model.freeze:
         return saving
     whole = build_model(config.model.model_copy(update={'freeze': None}))
@@ -150,13 +149,20 @@ def _predicted_saving(run: Run, config: RunConfig) -> float | None:
 
 def _backward_left(run: Run, config: RunConfig) -> dict[str, float] | None:
     """As parameters freeze; None where the saving isn't predicted either."""
-    state, example = run.trainer.state, run.recorder.example
-    if run.recorder.started_from is not None or example is None or state.dataloader_len is None:
+    example, epochs = run.recorder.example, _epochs(run)
+    if example is None or epochs is None:
         return None
-    epochs = max(1, round(state.timestamp.batch.value / state.dataloader_len.value))
-    left = predict_backward_left(build_model(config.model), example, state.algorithms, epochs)
+    left = predict_backward_left(build_model(config.model), example, run.trainer.state.algorithms, epochs)
     # Keys of JSON are text.
     return None if left is None else {str(trainable): share for trainable, share in left.items()}
+
+
+def _epochs(run: Run) -> int | None:
+    """Length of the schedule; None if not all of it was trained this time, or an epoch has no length."""
+    state = run.trainer.state
+    if run.recorder.started_from is not None or state.dataloader_len is None:
+        return None
+    return max(1, round(state.timestamp.batch.value / state.dataloader_len.value))
 
 
 def _write(record: Record, path: Path) -> None:
