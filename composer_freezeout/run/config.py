@@ -132,10 +132,11 @@ def _contradictions(config: RunConfig) -> Iterable[Fault]:
     for role, data in (('train_data', config.train_data), ('eval_data', config.eval_data)):
         if data is None:
             continue
-        if data.classes not in (None, config.model.num_classes):
+        classes = data.number_of_classes
+        if classes not in (None, config.model.num_classes):
             yield Fault(
                 'model.num_classes',
-                f'is {config.model.num_classes}, but {role} ({data.name}) has {data.classes} classes; make them equal',
+                f'is {config.model.num_classes}, but {role} ({data.name}) has {classes} classes; make them equal',
             )
         if data.image_channels not in (None, config.model.in_channels):
             yield Fault(

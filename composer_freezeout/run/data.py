@@ -5,7 +5,6 @@ the device: loading is meant never to be what training waits for.
 """
 
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -18,28 +17,30 @@ from composer.utils import dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from composer_freezeout.run.data_config import Cifar10, Cifar100, DataConfig, Digits, Streaming, Synthetic
+from composer_freezeout.run.data_config import Cifar10, Cifar100, DataConfig, Digits, ImageFolder, Streaming, Synthetic
 from composer_freezeout.run.faults import ConfigError, Fault
-from composer_freezeout.run.image_files import open_image_folder, open_streaming
+from composer_freezeout.run.image_files import as_image_folder, open_image_folder, open_streaming
 from composer_freezeout.run.images import ImageTensors, Normalize, Source, is_streaming
 from composer_freezeout.run.memory import check_memory
+from composer_freezeout.run.subsets import chosen
 
 __all__ = ['build_data', 'open_source', 'per_rank']
 
 
-def _cifar(config: Cifar10 | Cifar100, path: str, folder: type, mean: Sequence[float], std: Sequence[float]) -> Source:
+def _cifar(config: Cifar10 | Cifar100, path: str, folder: type) -> Source:
     try:
         with dist.run_local_rank_zero_first() if dist.is_initialized() else nullcontext():
             raw = folder(config.root, train=config.split == 'train', download=True)
     except (OSError, RuntimeError) as error:
         fault = (
             f'{config.name} is not in {config.root!r} and cannot be downloaded ({error}); '
-            f'extract its Python version there ({folder.url}), or use the data set digits'
+            f'extract its Python version there ({folder.url}), or its images as PNG in '
+            f'{config.split}/<class>/, or use the data set digits'
         )
         raise ConfigError([Fault(f'{path}.root', fault)]) from error
     images = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor(raw.targets, dtype=torch.int64)
-    return Source(ImageTensors(images, labels, config.augment), Normalize(mean, std), len(raw.classes))
+    return Source(ImageTensors(images, labels, config.augment), Normalize(*_COLOURS[config.name]), len(raw.classes))
 
 
 def _digits(config: Digits, path: str) -> Source:
@@ -78,21 +79,15 @@ def _synthetic(config: Synthetic, path: str) -> Source:
     return Source(ImageTensors(images, labels, config.augment), normalize, config.num_classes)
 
 
+# Mean and standard deviation of each channel.
+_COLOURS = {
+    'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
 _SOURCES = {
-    'cifar10': partial(
-        _cifar,
-        folder=torchvision.datasets.CIFAR10,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-    ),
-    'cifar100': partial(
-        _cifar,
-        folder=torchvision.datasets.CIFAR100,
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
-    ),
+    'cifar10': partial(_cifar, folder=torchvision.datasets.CIFAR10),
+    'cifar100': partial(_cifar, folder=torchvision.datasets.CIFAR100),
     'digits': _digits,
-    'image_folder': open_image_folder,
     'synthetic': _synthetic,
 }
 
@@ -103,7 +98,7 @@ def open_source(config: DataConfig, path: str = 'train_data', seed: int = 0) -> 
     Args:
         config (DataConfig): Its section, with the role's defaults filled in.
         path (str): Key path of the section, for errors.
-        seed (int): For the order of the samples, where that is the data set's own business.
+        seed (int): For the draw of a subset, and for the order of samples where that is the data set's own business.
 
     Returns:
         Source: The data set and how to normalise it.
@@ -113,7 +108,14 @@ def open_source(config: DataConfig, path: str = 'train_data', seed: int = 0) -> 
     """
     if isinstance(config, Streaming):
         return open_streaming(config, path, seed, per_rank(config.batch_size, path))
-    return _SOURCES[config.name](config, path)
+    if isinstance(config, Cifar10 | Cifar100):
+        config = as_image_folder(config, path, *_COLOURS[config.name]) or config
+    if isinstance(config, ImageFolder):
+        return open_image_folder(config, path, seed)
+    whole = _SOURCES[config.name](config, path)
+    images = whole.dataset
+    rows, labels, num_classes = chosen(config.subset, images.labels, whole.num_classes, path, seed)
+    return Source(ImageTensors(images.images[rows], labels, images.augment), whole.normalize, num_classes)
 
 
 def per_rank(batch_size: int, path: str) -> int:

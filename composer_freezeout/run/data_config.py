@@ -4,9 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from composer_freezeout.run.fields import Count, Natural, Section, Size
+from composer_freezeout.run.fields import Classes, Count, Natural, Section, Size
 
-__all__ = ['Augment', 'Cifar10', 'Cifar100', 'DataConfig', 'Digits', 'ImageFolder', 'Streaming', 'Synthetic']
+__all__ = ['Augment', 'Cifar10', 'Cifar100', 'DataConfig', 'Digits', 'ImageFolder', 'Streaming', 'Subset', 'Synthetic']
 
 
 class Augment(Section):
@@ -14,6 +14,32 @@ class Augment(Section):
 
     crop_padding: Natural = 0
     flip: bool = False
+
+
+class Subset(Section):
+    """A part of a data set: some of its classes, which are numbered from 0 in this order, and so many samples of each.
+
+    The samples are drawn with the run's seed, so that runs of one seed have the same ones.
+    """
+
+    classes: Annotated[list[Classes], Field(min_length=1)] | None = None
+    per_class: Count | None = None
+
+    @property
+    def indices(self) -> list[int] | None:
+        """The chosen classes, one by one; None for all."""
+        if self.classes is None:
+            return None
+        ends = [[int(end) for end in str(entry).split('-')] for entry in self.classes]
+        return [index for first, *last in ends for index in range(first, (last or [first])[0] + 1)]
+
+    @model_validator(mode='after')
+    def _check(self) -> 'Subset':
+        indices = self.indices
+        if indices is not None and len(indices) > len(set(indices)):
+            twice = next(index for index in indices if indices.count(index) > 1)
+            raise ValueError(f'classes has class {twice} twice; name each once')
+        return self
 
 
 class _Data(Section):
@@ -24,6 +50,7 @@ class _Data(Section):
     drop_last: bool | None = None
     num_workers: Natural = 0
     augment: Augment | None = None
+    subset: Subset | None = None
 
     num_classes_known: ClassVar[int | None] = None
     channels_known: ClassVar[int | None] = None
@@ -45,8 +72,13 @@ class _Data(Section):
                 setattr(self, key, value)
 
     @property
-    def classes(self) -> int | None:
-        """Number of classes, where the name tells it."""
+    def number_of_classes(self) -> int | None:
+        """Number of classes, where the configuration tells it."""
+        indices = None if self.subset is None else self.subset.indices
+        return self._whole_number_of_classes if indices is None else len(indices)
+
+    @property
+    def _whole_number_of_classes(self) -> int | None:
         return self.num_classes_known
 
     @property
@@ -154,6 +186,8 @@ class Streaming(_ImageFiles):
     @model_validator(mode='after')
     def _check(self) -> 'Streaming':
         self._check_resizing('here')
+        if self.subset is not None:
+            raise ValueError('subset has no meaning here; write shards of what is to be used')
         return self
 
 
@@ -168,8 +202,7 @@ class Synthetic(_TrainTest):
     seed: Natural = 0
 
     @property
-    def classes(self) -> int:
-        """Number of classes."""
+    def _whole_number_of_classes(self) -> int:
         return self.num_classes
 
     @property

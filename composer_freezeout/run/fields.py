@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ['Count', 'Duration', 'Interval', 'MicrobatchSize', 'Natural', 'RunName', 'Section', 'Size']
+__all__ = ['Classes', 'Count', 'Duration', 'Interval', 'MicrobatchSize', 'Natural', 'RunName', 'Section', 'Size']
 
 
 def _duration(value: str) -> str:
@@ -50,11 +50,21 @@ def _run_name(value: str) -> str:
     return value
 
 
+def _classes(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = re.fullmatch(r'(\d{1,9})-(\d{1,9})', value) if isinstance(value, str) else None
+    if match is None or int(match[1]) > int(match[2]):
+        raise ValueError("must be the index of a class, such as 3, or a range with both its ends, such as '80-99'")
+    return value
+
+
 Duration = Annotated[str, AfterValidator(_duration), BeforeValidator(_time_string)]
 Interval = Annotated[str, AfterValidator(_interval), BeforeValidator(_time_string)]
 Size = Annotated[str, AfterValidator(_size)]
 MicrobatchSize = Annotated[Any, BeforeValidator(_microbatch_size)]
 RunName = Annotated[str, AfterValidator(_run_name)]
+Classes = Annotated[Any, BeforeValidator(_classes)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 

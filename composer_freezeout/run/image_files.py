@@ -1,8 +1,8 @@
 """Images in files: folders of them, and MDS shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torchvision
@@ -12,12 +12,13 @@ from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from composer_freezeout.run.data_config import ImageFolder, Streaming
+from composer_freezeout.run.data_config import Cifar10, Cifar100, ImageFolder, Streaming
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.images import ImageTensors, Normalize, Source
 from composer_freezeout.run.memory import check_memory
+from composer_freezeout.run.subsets import chosen
 
-__all__ = ['UnreadableImage', 'open_image_folder', 'open_streaming']
+__all__ = ['UnreadableImage', 'as_image_folder', 'open_image_folder', 'open_streaming']
 
 T = TypeVar('T')
 
@@ -33,12 +34,13 @@ class UnreadableImage(Exception):
         super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].strip())
 
 
-def open_image_folder(config: ImageFolder, path: str) -> Source:
+def open_image_folder(config: ImageFolder, path: str, seed: int) -> Source:
     """Opens a folder of images.
 
     Args:
         config (ImageFolder): Its section, with the role's defaults filled in.
         path (str): Key path of the section, for errors.
+        seed (int): For the draw of a subset.
 
     Returns:
         Source: Images in memory, or files that are read when they are needed.
@@ -57,8 +59,55 @@ def open_image_folder(config: ImageFolder, path: str) -> Source:
         files = torchvision.datasets.ImageFolder(str(folder), transform, loader=_load)
     except OSError as error:
         raise ConfigError([Fault(f'{path}.root', ' '.join(str(error).split()))]) from error
+    rows, targets, num_classes = chosen(config.subset, files.targets, len(files.classes), path, seed)
+    # What is not chosen is not decoded.
+    files.targets = targets.tolist()
+    files.samples = [(files.samples[row][0], target) for row, target in zip(rows.tolist(), files.targets, strict=True)]
     dataset = _decoded(files, config, path) if config.cache else files
-    return Source(dataset, Normalize(config.mean, config.std), len(files.classes))
+    return Source(dataset, Normalize(config.mean, config.std), num_classes)
+
+
+def as_image_folder(
+    config: Cifar10 | Cifar100, path: str, mean: Sequence[float], std: Sequence[float]
+) -> ImageFolder | None:
+    """CIFAR as a folder of images, where its root holds that in place of torchvision's files.
+
+    Args:
+        config (Cifar10 | Cifar100): Its section, with the role's defaults filled in.
+        path (str): Key path of the section, for errors.
+        mean (Sequence[float]): Of each channel, in ``[0, 1]``.
+        std (Sequence[float]): Likewise, in ``(0, 1]``.
+
+    Returns:
+        ImageFolder, optional: Its images, to be decoded into memory; None if there is no such folder.
+
+    Raises:
+        ConfigError: If it has not as many classes as the data set, or lossy images, which are other data.
+    """
+    assert config.split is not None, 'filled in with the role'
+    folder = Path(config.root, config.split)
+    classes = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()] if folder.is_dir() else []
+    known: Any = {'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[config.name]
+    if not classes or Path(config.root, known.base_folder).is_dir():
+        return None
+    wrong = ''
+    if len(classes) != config.num_classes_known:
+        wrong = f'{len(classes)} folders of classes'
+    elif any(file.suffix.lower() in ('.jpg', '.jpeg') for file in classes[0].iterdir()):
+        wrong = 'JPEG files, whose pixels are others'
+    if wrong:
+        fault = f'{str(folder)!r} has {wrong}: it is not {config.name}; name it image_folder, or give another root'
+        raise ConfigError([Fault(f'{path}.root', fault)])
+    shared = config.model_dump(exclude={'name', 'subset', 'augment'})
+    return ImageFolder(
+        name='image_folder',
+        cache=True,
+        mean=list(mean),
+        std=list(std),
+        subset=config.subset,
+        augment=config.augment,
+        **shared,
+    )
 
 
 def open_streaming(config: Streaming, path: str, seed: int, batch_size: int) -> Source:
