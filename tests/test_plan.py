@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from rich.console import Console
 from torchvision.io import write_png
 
 from composer_freezeout import FreezeOut, cli
+from composer_freezeout.costs.bench import StepSeconds
 from composer_freezeout.costs.saving import predicted_saving
+from composer_freezeout.costs.seconds import StepProfile
 from composer_freezeout.method.allocation import measured_unit_costs
 from composer_freezeout.method.schedule import freeze_times
 from composer_freezeout.plan.cost_models import COST_MODELS
 from composer_freezeout.plan.make import make_plan
-from composer_freezeout.plan.plan import Plan
+from composer_freezeout.plan.measured import cost_aware
+from composer_freezeout.plan.plan import CostAware, Plan
 from composer_freezeout.plan.plots import STYLES
 from composer_freezeout.plan.terminal import print_plan
 from composer_freezeout.run.command import main as run
@@ -142,8 +146,24 @@ def test_a_target_out_of_reach_has_no_t_0(yaml):
 # --- seconds
 
 
+def steps(counts: Iterable[int], num_units: int, saved: float = 1e-3, batch_size: int = 479) -> StepProfile:
+    """Steps of 30 ms, less what each frozen unit saves."""
+    taken = {count: StepSeconds(9e-3, 20e-3 - saved * count, 1e-3) for count in counts}
+    return StepProfile(taken, (1e-3,) * num_units, batch_size, 2, torch.device('cpu'), 'fp32')
+
+
+@pytest.fixture
+def given_seconds(monkeypatch) -> None:
+    """What a busy machine would measure tells nothing: its steps may take no less when units are frozen."""
+
+    def profile(model, batch, units, make_optimizer, *, counts, **_) -> StepProfile:
+        return steps(counts, len(units))
+
+    monkeypatch.setattr('composer_freezeout.plan.make.profile_steps', profile)
+
+
 def test_seconds_are_measured(yaml):
-    plan = planned(yaml, repeats=2, target=0.1)
+    plan = planned(yaml, repeats=2, target=0.1, budget_seconds=1e4)
     assert plan.relied_on == 'seconds' and plan.prediction.model == 'seconds'
     measured = plan.measured
     assert measured is not None and measured.load_seconds is not None and measured.wait_share is not None
@@ -158,7 +178,7 @@ def test_seconds_are_measured(yaml):
     assert len(saved) == 8 and 0 < sum(saved) < measured.step_seconds
 
 
-def test_what_the_measured_costs_would_save_is_told(yaml):
+def test_what_the_measured_costs_would_save_is_told(yaml, given_seconds):
     plan = planned(yaml, repeats=2)
     found = plan.cost_aware
     assert found is not None and found.measured_at_each and found.cost_shift == 0.25
@@ -188,9 +208,18 @@ def test_costs_are_measured_at_each_unit_if_asked(yaml):
     small = ['model.name=resnet14', 'train_data.batch_size=16', 'max_duration=5ba']
     usual, every = planned(yaml, *small, repeats=1), planned(yaml, *small, repeats=1, every_unit=True)
     assert usual.measured is not None and usual.measured.points == 10
-    assert usual.cost_aware is not None and not usual.cost_aware.measured_at_each
     assert every.measured is not None and every.measured.points == len(every.units) == 14
-    assert every.cost_aware is not None and every.cost_aware.measured_at_each
+
+
+def test_costs_tell_whether_they_were_measured_at_each_unit():
+    def found(counts: list[int], saved: float = 1e-3) -> CostAware | None:
+        return cost_aware(steps(counts, 4, saved), 479, FreezeOut(0.5).settings, [0, 1, 2, 3], heads=1)
+
+    each, some = found([0, 1, 2, 3]), found([0, 1, 3])
+    assert each is not None and each.measured_at_each and each.unit_costs == (1.0, 1.0, 1.0, 0.0)
+    assert some is not None and not some.measured_at_each and some.unit_costs == each.unit_costs
+    # Steps that take the same, or longer, with units frozen show no costs.
+    assert found([0, 1, 2, 3], 0.0) is None and found([0, 1, 2, 3], -1e-3) is None
 
 
 def test_seconds_of_another_machine_are_not_relied_on(tmp_path):
@@ -344,7 +373,7 @@ def test_what_is_printed_fits(yaml):
         assert sum('layer' in line for line in lines) == sum('layer' in unit.name for unit in plan.units)
 
 
-def test_the_written_costs_can_be_used(yaml, tmp_path, capsys):
+def test_the_written_costs_can_be_used(yaml, given_seconds, tmp_path, capsys):
     file = tmp_path / 'costs.yaml'
     arguments = ['--profile-steps', 2, '--unit-costs', file, '--out', tmp_path / 'out']
     code, out, err = command(capsys, yaml, *arguments)

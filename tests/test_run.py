@@ -84,7 +84,7 @@ def test_the_record_tells_the_whole_run(yaml, frozen):
     assert rows[0]['trainable_parameters'] > rows[1]['trainable_parameters'] > 0
     assert content['final'] == rows[-1]['eval'] and set(content['final']) == {'CrossEntropy', 'MulticlassAccuracy'}
     assert all(math.isfinite(row['train']['loss']) for row in rows)
-    assert content['training_seconds'] == pytest.approx(sum(row['training_seconds'] for row in rows), rel=0.2)
+    assert content['training_seconds'] * (1 + 1e-9) >= sum(row['training_seconds'] for row in rows)
     assert 0 < content['data_wait_share'] < 1 and content['evaluation_seconds'] > 0
     assert content['peak_memory_bytes'] > 10**7 and content['resumed_at_batch'] == []
     assert {'versions', 'hardware', 'git'} <= set(content)
@@ -332,8 +332,9 @@ def test_a_finished_run_tells_its_result(yaml, tmp_path, capfd):
 def test_cpu_time_is_kept_as_wall_clock_is(frozen):
     content = record(frozen)
     rows = [row['training_cpu_seconds'] for row in content['epochs']]
-    assert content['training_cpu_seconds'] >= sum(rows) and min(rows) > 0
-    assert sum(segment['cpu_seconds'] for segment in content['segments']) <= content['training_cpu_seconds']
+    assert content['training_cpu_seconds'] * (1 + 1e-9) >= sum(rows) and min(rows) > 0
+    segments = sum(segment['cpu_seconds'] for segment in content['segments'])
+    assert segments <= content['training_cpu_seconds'] * (1 + 1e-9)
 
 
 def test_launcher_from_an_installation(yaml, tmp_path, monkeypatch):
