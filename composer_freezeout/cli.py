@@ -13,7 +13,7 @@ __all__ = ['COMMANDS', 'main']
 
 COMMANDS = {
     'run': ('composer_freezeout.run.command', 'train what a YAML file describes'),
-    'plan': ('composer_freezeout.plan.command', 'what freezes when in the run of a YAML file, and what that saves'),
+    'plan': ('composer_freezeout.planning.command', 'what freezes when in the run of a YAML file, and what that saves'),
     'compare': ('composer_freezeout.compare.command', 'train the arms of a family, and judge which of them pay'),
     'sweep': ('composer_freezeout.compare.sweep.command', 'search for settings of FreezeOut that pay'),
     'report': ('composer_freezeout.compare.report.command', 'write the report of a comparison anew from its records'),

@@ -19,7 +19,7 @@ ROOMS: dict[str, set[str]] = {
     'algorithm': {'costs', 'freezing', 'method'},
     'results': set(),
     'run': {'results', 'algorithm', 'costs', 'freezing', 'method'},
-    'plan': {'run', 'results', 'algorithm', 'costs', 'freezing', 'method'},
+    'planning': {'run', 'results', 'algorithm', 'costs', 'freezing', 'method'},
     'compare': {'run', 'results', 'algorithm', 'costs', 'freezing', 'method'},
     'step_time': {'run', 'results', 'algorithm', 'costs', 'freezing', 'method'},
 }
@@ -116,7 +116,7 @@ def test_imports_without_torch(module):
 def test_these_tests_can_fail():
     assert upward('method', 'from composer_freezeout.algorithm.freezeout import FreezeOut')
     assert upward('freezing', 'from composer_freezeout.run import build')
-    assert upward('plan', 'from composer_freezeout.compare.report import page')
-    assert not upward('plan', 'from composer_freezeout.run import build')
+    assert upward('planning', 'from composer_freezeout.compare.report import page')
+    assert not upward('planning', 'from composer_freezeout.run import build')
     assert 'composer' in packages('from composer.core import Event')
     assert circle({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == ['b', 'c']

@@ -22,12 +22,12 @@ from composer_freezeout.costs.saving import predicted_saving
 from composer_freezeout.costs.seconds import StepProfile
 from composer_freezeout.method.allocation import measured_unit_costs
 from composer_freezeout.method.schedule import freeze_times
-from composer_freezeout.plan.cost_models import COST_MODELS
-from composer_freezeout.plan.make import make_plan
-from composer_freezeout.plan.measured import cost_aware
-from composer_freezeout.plan.plan import CostAware, Plan
-from composer_freezeout.plan.plots import STYLES
-from composer_freezeout.plan.terminal import print_plan
+from composer_freezeout.planning.cost_models import COST_MODELS
+from composer_freezeout.planning.make import make_plan
+from composer_freezeout.planning.measured import cost_aware
+from composer_freezeout.planning.plan import CostAware, Plan
+from composer_freezeout.planning.plots import STYLES
+from composer_freezeout.planning.terminal import print_plan
 from composer_freezeout.run.command import main as run
 from composer_freezeout.run.config import load, parse
 from composer_freezeout.run.faults import ConfigError
@@ -159,7 +159,7 @@ def given_seconds(monkeypatch) -> None:
     def profile(model, batch, units, make_optimizer, *, counts, **_) -> StepProfile:
         return steps(counts, len(units))
 
-    monkeypatch.setattr('composer_freezeout.plan.make.profile_steps', profile)
+    monkeypatch.setattr('composer_freezeout.planning.make.profile_steps', profile)
 
 
 def test_seconds_are_measured(yaml):

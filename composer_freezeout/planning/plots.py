@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from composer_freezeout.method.schedule import freeze_times, lr_factor
-from composer_freezeout.plan.plan import CostModel, Plan
+from composer_freezeout.planning.plan import CostModel, Plan
 
 __all__ = ['STYLES', 'plot_frozen', 'plot_schedules']
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from composer_freezeout.plan.plan import Plan, plan_as_json
-from composer_freezeout.plan.terminal import measurement, print_plan, yaml_costs
+from composer_freezeout.planning.plan import Plan, plan_as_json
+from composer_freezeout.planning.terminal import measurement, print_plan, yaml_costs
 from composer_freezeout.results.files import make_folder, try_folder, write_bytes, write_json, write_text
 from composer_freezeout.run.arguments import count
 from composer_freezeout.run.config import RunConfig, load
@@ -160,7 +160,7 @@ def _make_plan(config: RunConfig, arguments: argparse.Namespace, console: Consol
         # Of the libraries about themselves.
         warnings.simplefilter('ignore')
         # Imported here: torch and Composer take seconds, and a typing error should be told at once.
-        from composer_freezeout.plan.make import make_plan
+        from composer_freezeout.planning.make import make_plan
 
         return make_plan(
             config,
@@ -172,7 +172,7 @@ def _make_plan(config: RunConfig, arguments: argparse.Namespace, console: Consol
 
 
 def _write_plan(plan: Plan, out: Path, console: Console) -> None:
-    from composer_freezeout.plan.plots import plot_frozen, plot_schedules
+    from composer_freezeout.planning.plots import plot_frozen, plot_schedules
 
     with _writing('--out'):
         make_folder(out)

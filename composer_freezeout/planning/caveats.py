@@ -1,7 +1,7 @@
 """Where freezing does not pay, or training would refuse the settings."""
 
 from composer_freezeout.freezing.observing.partition import Partition
-from composer_freezeout.plan.plan import Plan
+from composer_freezeout.planning.plan import Plan
 
 __all__ = ['warnings_of']
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from composer_freezeout.plan.plan import CostAware, Plan
+from composer_freezeout.planning.plan import CostAware, Plan
 
 __all__ = ['measurement', 'print_plan', 'yaml_costs']
 

@@ -1,6 +1,6 @@
 """Makes a plan: looks at the run of a YAML file, counts its FLOPs, measures its steps, and says what freezing saves.
 
-Costs come from three models (:mod:`composer_freezeout.plan.cost_models`). Nothing here says what freezing costs in
+Costs come from three models (:mod:`composer_freezeout.planning.cost_models`). Nothing here says what freezing costs in
 accuracy.
 """
 
@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from composer_freezeout.costs.flops import UnitFlops, step_flops_by_units_frozen, unit_flops
 from composer_freezeout.costs.seconds import StepProfile, counts_to_measure, profile_steps
-from composer_freezeout.plan.caveats import warnings_of
-from composer_freezeout.plan.cost_models import Counted, predict
-from composer_freezeout.plan.epochs import Epochs, warmup_end
-from composer_freezeout.plan.look import Looked, look_at
-from composer_freezeout.plan.measured import cost_aware, how_measured, unit_seconds
-from composer_freezeout.plan.plan import Measured, Plan, PlannedUnit, Prediction
+from composer_freezeout.planning.caveats import warnings_of
+from composer_freezeout.planning.cost_models import Counted, predict
+from composer_freezeout.planning.epochs import Epochs, warmup_end
+from composer_freezeout.planning.look import Looked, look_at
+from composer_freezeout.planning.measured import cost_aware, how_measured, unit_seconds
+from composer_freezeout.planning.plan import Measured, Plan, PlannedUnit, Prediction
 from composer_freezeout.run.config import RunConfig
 
 __all__ = ['make_plan']

@@ -10,8 +10,8 @@ from composer_freezeout.freezing.execution.find import execution_of
 from composer_freezeout.freezing.observing.partition import Partition
 from composer_freezeout.method.schedule import freeze_stages
 from composer_freezeout.method.settings import Settings
-from composer_freezeout.plan.batches import Batches, look_at_data, size_path
-from composer_freezeout.plan.components import Components, Place, components_of, partition_of, place_to_measure
+from composer_freezeout.planning.batches import Batches, look_at_data, size_path
+from composer_freezeout.planning.components import Components, Place, components_of, partition_of, place_to_measure
 from composer_freezeout.run.config import RunConfig
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.memory import check_memory
