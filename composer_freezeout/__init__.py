@@ -12,8 +12,17 @@ if TYPE_CHECKING:
     from composer_freezeout.freezing.freezer import LayerFreezer
     from composer_freezeout.freezing.functional import apply_freezeout
     from composer_freezeout.freezing.loop import FreezeOutLoop
+    from composer_freezeout.run.registered import register_data, register_model
 
-__all__ = ['FreezeOut', 'FreezeOutLoop', 'LayerFreezer', '__version__', 'apply_freezeout']
+__all__ = [
+    'FreezeOut',
+    'FreezeOutLoop',
+    'LayerFreezer',
+    '__version__',
+    'apply_freezeout',
+    'register_data',
+    'register_model',
+]
 __version__ = '0.1.0'
 
 # Looked up on first use, so that `method` and `results` can be had without waiting for torch.
@@ -22,6 +31,8 @@ _HOME = {
     'FreezeOutLoop': 'freezing.loop',
     'LayerFreezer': 'freezing.freezer',
     'apply_freezeout': 'freezing.functional',
+    'register_data': 'run.registered',
+    'register_model': 'run.registered',
 }
 
 

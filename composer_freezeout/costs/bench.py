@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from composer.core import Precision, get_precision_context
 from composer.models import ComposerModel
-from composer.utils import map_collection
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
+from composer_freezeout.costs.batches import first_samples, samples_of
 from composer_freezeout.freezing.observing.units import Unit
 from composer_freezeout.freezing.prefix.prefix import FrozenPrefix
 from composer_freezeout.method.settings import BatchNormMode
 
-__all__ = ['Bench', 'StepSeconds', 'samples_of']
+__all__ = ['Bench', 'StepSeconds']
 
 _SMALLEST_BATCH = 2  # of which BatchNorm still has statistics
 
@@ -111,20 +111,20 @@ class Bench:
             Any: At least two samples, if the batch has them.
         """
         size = min(_SMALLEST_BATCH, samples_of(batch))
-        self.step(_first(batch, size))  # whatever happens only once
+        self.step(first_samples(batch, size))  # whatever happens only once
         while size < samples_of(batch):
             larger = min(2 * size, samples_of(batch))
-            taken = self.step(_first(batch, size)).total
+            taken = self.step(first_samples(batch, size)).total
             if taken * larger / size > seconds:
                 break
             try:
-                self.step(_first(batch, larger))
+                self.step(first_samples(batch, larger))
             except torch.OutOfMemoryError:
                 self.optimizer.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
                 break
             size = larger
-        return _first(batch, size)
+        return first_samples(batch, size)
 
     def unit_forward(self, batch: Any, repeats: int) -> tuple[float, ...]:
         """Median seconds of each unit's modules in a forward pass.
@@ -182,17 +182,3 @@ def _modules_of(model: nn.Module, unit: Unit) -> list[nn.Module]:
         if not within and ((held and held <= own) or name in unit.norms):
             chosen[name] = module
     return list(chosen.values())
-
-
-def samples_of(batch: Any) -> int:
-    """Samples of a batch, in any nesting of tensors with the samples in front."""
-    sizes: list[int] = []
-    map_collection(batch, lambda tensor: sizes.append(len(tensor)))
-    return sizes[0]
-
-
-def _first(batch: Any, samples: int) -> Any:
-    def part(tensor: Tensor) -> Tensor:
-        return tensor[:samples]
-
-    return map_collection(batch, part)

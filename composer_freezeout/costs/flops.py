@@ -12,18 +12,19 @@ from typing import Any, NamedTuple
 
 import torch
 from composer.models import ComposerModel
-from composer.utils import ensure_tuple, map_collection
+from composer.utils import ensure_tuple
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from composer_freezeout.costs.batches import map_tensors
 from composer_freezeout.freezing.observing.graph import leaves_of
 from composer_freezeout.freezing.observing.snapshot import random_states_put_back
 from composer_freezeout.freezing.observing.units import Unit
 from composer_freezeout.freezing.prefix.activation_checkpoints import nonreentrant
 
-__all__ = ['UnitFlops', 'losses_of', 'on_meta', 'step_flops', 'step_flops_by_units_frozen', 'unit_flops']
+__all__ = ['UnitFlops', 'countable', 'losses_of', 'on_meta', 'step_flops', 'step_flops_by_units_frozen', 'unit_flops']
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,26 @@ def on_meta(model: nn.Module, batch: Any) -> tuple[Any, Any]:
         tuple[Any, Any]: The copy of the model, in training mode, and that of the batch.
     """
     duplicate = _copy_of(model).to('meta').train()
-    return duplicate, map_collection(batch, lambda tensor: tensor.to('meta'))
+    return duplicate, map_tensors(batch, lambda tensor: tensor.to('meta'))
+
+
+def countable(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """A copy whose steps can be counted: without data, or with them where the model asks for their values.
+
+    Args:
+        model (nn.Module): The model. It is not changed.
+        batch (Any): A batch, in any nesting of tensors.
+
+    Returns:
+        tuple[Any, Any]: The copy of the model, in training mode, and that of the batch.
+    """
+    try:
+        duplicate, example = on_meta(model, batch)
+        step_flops(duplicate, example)
+    except Exception as error:
+        log.debug('FLOPs cannot be counted without data (%s); they are counted with them', error)
+        return _copy_of(model).train(), copy.deepcopy(batch)
+    return duplicate, example
 
 
 def step_flops(model: ComposerModel, batch: Any) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from composer.models import ComposerModel
-from composer.utils import map_collection
 from torch.optim import Optimizer
 
-from composer_freezeout.costs.bench import Bench, StepSeconds, samples_of
+from composer_freezeout.costs.batches import map_tensors, samples_of
+from composer_freezeout.costs.bench import Bench, StepSeconds
 from composer_freezeout.freezing.observing.units import Unit
 from composer_freezeout.method.settings import BatchNormMode
 
@@ -121,7 +121,7 @@ def profile_steps(
     started = time.perf_counter()
     bench = Bench(model, units, make_optimizer, device, precision, batchnorm)
     counts = counts_to_measure(len(units)) if counts is None else counts
-    batch = map_collection(batch, lambda tensor: tensor.to(device))
+    batch = map_tensors(batch, lambda tensor: tensor.to(device))
     # The warm-up and the rounds; a frozen model's steps are cheaper, which leaves a reserve.
     steps = (1 + min(repeats, 3)) * len(counts)
     batch = bench.largest_part(batch, (budget_seconds - (time.perf_counter() - started)) / steps)

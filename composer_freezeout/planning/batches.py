@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 import torchvision
-from composer.utils import map_collection
 
+from composer_freezeout.costs.batches import first_samples, map_tensors
 from composer_freezeout.costs.loading import Loading, profile_loading
 from composer_freezeout.run.config import RunConfig
-from composer_freezeout.run.data import build_data
-from composer_freezeout.run.data_config import Cifar10, Cifar100, DataConfig, ImageFolder, Streaming
+from composer_freezeout.run.data import batches_of_an_epoch, build_data
+from composer_freezeout.run.data_config import Cifar10, Cifar100, DataConfig, ImageFolder, OwnData, Streaming
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.memory import check_memory
 
@@ -26,7 +26,8 @@ class Batches:
     """Batches to look at, and what is known of the others.
 
     Attributes:
-        example (Any): Two samples on the CPU: images ``(2, channels, height, width)``, ready for the model, and labels.
+        example (Any): Two samples on the CPU, ready for the model: images ``(2, channels, height, width)`` and labels,
+            or what a registered data set has.
         batch (Any): A whole batch, likewise; None if nothing is measured.
         loading (Loading, optional): How fast batches come; None if that isn't measured, or the data aren't there.
         per_epoch (int, optional): Batches of an epoch; None if the data aren't there.
@@ -41,12 +42,14 @@ class Batches:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Channels, height and width."""
-        return tuple(self.example[0].shape[1:])
+        """Shape of a sample's first tensor: channels, height and width of an image."""
+        shapes: list[tuple[int, ...]] = []
+        map_tensors(self.example, lambda tensor: shapes.append(tuple(tensor.shape[1:])))
+        return shapes[0]
 
 
 def look_at_data(config: RunConfig, device: str, image_size: int | None, *, measure: bool) -> Batches:
-    """Takes batches of the run's data, or makes random ones. Nothing is downloaded.
+    """Takes batches of the run's data, or makes random ones. Nothing is downloaded, unless a registered data set does.
 
     Args:
         config (RunConfig): A checked configuration.
@@ -83,11 +86,15 @@ def _of_data(config: RunConfig, device: str, measure: bool) -> Batches:
     loader: Any = spec.dataloader
 
     def prepared(batch: Any) -> Any:
-        return map_collection(spec.batch_transforms(batch), lambda tensor: tensor.cpu())
+        return map_tensors(spec.batch_transforms(batch), lambda tensor: tensor.cpu())
 
+    per_epoch = batches_of_an_epoch(loader, config)
+    if isinstance(section, OwnData):
+        batch = prepared(next(iter(loader)))
+        loading = profile_loading(loader) if measure else None
+        return Batches(first_samples(batch, 2), batch if measure else None, loading, per_epoch)
     ends = [loader.dataset[0], loader.dataset[len(loader.dataset) - 1]]
     example = tuple(torch.stack([torch.as_tensor(part) for part in parts]) for parts in zip(*ends, strict=True))
-    per_epoch = min(len(loader), config.train_subset_num_batches or len(loader))
     if not measure:
         return Batches(prepared(example), None, None, per_epoch)
     loading = profile_loading(loader)
@@ -102,12 +109,15 @@ def _at_random(config: RunConfig, device: str, image_size: int | None, measure: 
     check_memory(image * samples, size_path(data), f'{samples} random images of {size}x{size}', 'choose smaller ones')
     generator = torch.Generator().manual_seed(config.seed)
     images = torch.randn(samples, config.model.in_channels, size, size, generator=generator)
-    batch = images, torch.randint(config.model.num_classes, (samples,), generator=generator)
+    batch = (
+        images,
+        torch.randint(config.model.num_classes or data.number_of_classes or 2, (samples,), generator=generator),
+    )
     note = (
         f'no data in {str(_folder(data))!r}: random images of {size}x{size} pixels in their place, and waiting for '
         'data is not measured'
     )
-    return Batches(map_collection(batch, lambda tensor: tensor[:2]), batch, None, None, (note,))
+    return Batches(first_samples(batch, 2), batch, None, None, (note,))
 
 
 def _folder(data: DataConfig) -> Path | None:

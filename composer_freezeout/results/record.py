@@ -13,6 +13,7 @@ __all__ = [
     'Git',
     'LearningRates',
     'OpenMP',
+    'Plugin',
     'Record',
     'Segment',
     'StartedFrom',
@@ -187,6 +188,21 @@ class OpenMP(_Part):
     spin_count: str | None
 
 
+class Plugin(_Part):
+    """A module with models and data sets of a user's own, which was imported for the run.
+
+    Attributes:
+        module (str): Its name.
+        distribution (str, optional): Name and version of the installed package that has named it; None if the command
+            line has.
+        sha256 (str, optional): Of its file; None if it has none.
+    """
+
+    module: str
+    distribution: str | None
+    sha256: str | None
+
+
 class Weights(_Part):
     """The weights that a run began with, where they were not random.
 
@@ -255,6 +271,7 @@ class Record(_Part):
             before is not counted in seconds, epochs, segments and ``total_batches``; None for a run of its own, which
             may have been interrupted and resumed.
         weights (Weights, optional): What the run began with; None for random weights.
+        plugins (list[Plugin]): Modules with models and data sets of the user's own.
     """
 
     format: Literal[1]
@@ -287,6 +304,7 @@ class Record(_Part):
     openmp: OpenMP | None = None
     started_from: StartedFrom | None = None
     weights: Weights | None = None
+    plugins: list[Plugin] = []
 
     @property
     def accuracy(self) -> float | None:

@@ -17,6 +17,8 @@ from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data import build_data, per_rank
 from composer_freezeout.run.faults import Attempts, ConfigError, SectionFault
 from composer_freezeout.run.models import build_model
+from composer_freezeout.run.own_data import resolved_data
+from composer_freezeout.run.own_models import resolved_model
 from composer_freezeout.run.recorder import Recorder
 from composer_freezeout.run.registry import Bound, bind
 from composer_freezeout.run.signatures import Constructor
@@ -250,9 +252,10 @@ def _output_defaults(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 def _resolved(config: RunConfig, components: _Components) -> dict[str, Any]:
     resolved = config.model_dump(mode='json')
-    for key in ('train_data', 'eval_data'):
-        if resolved[key]:
-            resolved[key] = {'name': resolved[key]['name']} | resolved[key]
+    resolved['model'] = resolved_model(config.model)
+    resolved['train_data'] = resolved_data(config.train_data, 'train_data')
+    if config.eval_data is not None:
+        resolved['eval_data'] = resolved_data(config.eval_data, 'eval_data')
     resolved['optimizer'] = dict(components.optimizer.resolved)
     if components.scheduler is not None:
         resolved['scheduler'] = dict(components.scheduler.resolved)

@@ -13,6 +13,7 @@ from composer_freezeout.run.config import load
 from composer_freezeout.run.families import find_config, names
 from composer_freezeout.run.faults import ConfigError, Refused, describe, told
 from composer_freezeout.run.output import check_output
+from composer_freezeout.run.plugins import add_import_option, load_plugins
 from composer_freezeout.run.processes import rank
 from composer_freezeout.run.summary import summary_lines
 from composer_freezeout.run.threads import settle_threads
@@ -24,6 +25,7 @@ examples:
   composer-freezeout run quickstart
   composer-freezeout run quickstart/baseline max_duration=2ep optimizer.lr=0.1
   composer-freezeout run my.yaml algorithms.0.t_0=0.5
+  composer-freezeout run my.yaml --import my_project.freezing
 
 in several processes:
   composer -n 2 -m composer_freezeout.run my.yaml
@@ -40,11 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         int: 0, or 2 if the configuration, a file or the machine is at fault. What else goes wrong in training is
         raised.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     file: str | Path = arguments.file
     command = _command(sys.argv[1:] if argv is None else argv)
     settle_threads()
     try:
+        load_plugins(arguments.imports)
         file = find_config(arguments.file)
         config = load(file, arguments.overrides)
         check_output(config)
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('file', help=f'a YAML file, or a family that comes with the package: {", ".join(names())}')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='values that replace those of the file')
+    add_import_option(parser)
     return parser
 
 

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from composer_freezeout.run.data_config import DataConfig
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.fields import Count, Duration, Interval, MicrobatchSize, RunName, Section
+from composer_freezeout.run.registered import MODELS
 from composer_freezeout.run.validation import faults_of
 from composer_freezeout.run.yaml_files import apply_overrides, read_yaml
 
@@ -35,12 +36,25 @@ class Component(Section):
 
 
 class ModelConfig(Component):
-    """A network of :mod:`composer_freezeout.run.models`, what its weights begin with, and what of it never trains."""
+    """A network of :mod:`composer_freezeout.run.models`, what its weights begin with, and what of it never trains.
 
-    num_classes: Annotated[int, Field(ge=2)]
+    A registered one gets ``num_classes`` and ``in_channels`` if they are given and it takes them.
+    """
+
+    num_classes: Annotated[int, Field(ge=2)] | None = None
     in_channels: Count = 3
     weights: str | None = None
     freeze: list[str] | None = None
+
+    @property
+    def registered(self) -> bool:
+        """Whether it is a user's own."""
+        return self.name in MODELS
+
+    @property
+    def known_channels(self) -> int | None:
+        """Channels of its images; None where it doesn't say."""
+        return None if self.registered and 'in_channels' not in self.model_fields_set else self.in_channels
 
 
 class Checkpoint(Section):
@@ -129,19 +143,22 @@ def parse(raw: dict[str, Any]) -> RunConfig:
 
 
 def _contradictions(config: RunConfig) -> Iterable[Fault]:
+    if config.model.num_classes is None and not config.model.registered:
+        yield Fault('model.num_classes', 'is missing, and has no default')
     for role, data in (('train_data', config.train_data), ('eval_data', config.eval_data)):
         if data is None:
             continue
         classes = data.number_of_classes
-        if classes not in (None, config.model.num_classes):
+        if config.model.num_classes is not None and classes not in (None, config.model.num_classes):
             yield Fault(
                 'model.num_classes',
                 f'is {config.model.num_classes}, but {role} ({data.name}) has {classes} classes; make them equal',
             )
-        if data.image_channels not in (None, config.model.in_channels):
+        channels = config.model.known_channels
+        if channels is not None and data.image_channels not in (None, channels):
             yield Fault(
                 'model.in_channels',
-                f'is {config.model.in_channels}, but images of {role} ({data.name}) have {data.image_channels}; '
+                f'is {channels}, but images of {role} ({data.name}) have {data.image_channels}; '
                 'make them equal',
             )
     if config.model.weights is not None and config.checkpoint is not None and config.checkpoint.load_path is not None:

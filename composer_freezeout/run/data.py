@@ -7,7 +7,7 @@ the device: loading is meant never to be what training waits for.
 import math
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,25 @@ from composer.utils import dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from composer_freezeout.run.data_config import Cifar10, Cifar100, DataConfig, Digits, ImageFolder, Streaming, Synthetic
+from composer_freezeout.run.config import RunConfig
+from composer_freezeout.run.data_config import (
+    Cifar10,
+    Cifar100,
+    DataConfig,
+    Digits,
+    ImageFolder,
+    OwnData,
+    Streaming,
+    Synthetic,
+)
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.image_files import as_image_folder, open_image_folder, open_streaming
 from composer_freezeout.run.images import ImageTensors, Normalize, Source, is_streaming
 from composer_freezeout.run.memory import check_memory
+from composer_freezeout.run.own_data import open_own_data
 from composer_freezeout.run.subsets import chosen
 
-__all__ = ['build_data', 'open_source', 'per_rank']
+__all__ = ['batches_of_an_epoch', 'build_data', 'open_source', 'per_rank']
 
 
 def _cifar(config: Cifar10 | Cifar100, path: str, folder: type) -> Source:
@@ -79,6 +90,8 @@ def _synthetic(config: Synthetic, path: str) -> Source:
     return Source(ImageTensors(images, labels, config.augment), normalize, config.num_classes)
 
 
+Images: TypeAlias = Cifar10 | Cifar100 | Digits | ImageFolder | Streaming | Synthetic
+
 # Mean and standard deviation of each channel.
 _COLOURS = {
     'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -92,7 +105,7 @@ _SOURCES = {
 }
 
 
-def open_source(config: DataConfig, path: str = 'train_data', seed: int = 0) -> Source:
+def open_source(config: Images, path: str = 'train_data', seed: int = 0) -> Source:
     """Opens a data set.
 
     Args:
@@ -138,25 +151,28 @@ def per_rank(batch_size: int, path: str) -> int:
     return batch_size // world_size
 
 
-def build_data(config: DataConfig, path: str, *, num_classes: int, seed: int, device: str = 'cpu') -> DataSpec:
+def build_data(config: DataConfig, path: str, *, num_classes: int | None, seed: int, device: str = 'cpu') -> DataSpec:
     """Opens a data set and makes a loader of it that deals samples out to the processes.
 
     Args:
         config (DataConfig): Its section, with the role's defaults filled in.
         path (str): Key path of the section, for errors.
-        num_classes (int): Outputs of the network, in ``[2, ∞)``.
+        num_classes (int, optional): Outputs of the network, in ``[2, ∞)``; None where it doesn't say.
         seed (int): For the order of the samples.
         device (str): ``'cpu'`` or ``'gpu'``, where batches are normalised.
 
     Returns:
-        DataSpec: Batches of normalised images and ``int64`` labels, on the device.
+        DataSpec: Batches of normalised images and ``int64`` labels, on the device; of a registered data set what its
+        function makes.
 
     Raises:
         ConfigError: If the data cannot be opened, has another number of classes, or is less than a batch.
     """
     batch_size = per_rank(config.batch_size, path)
+    if isinstance(config, OwnData):
+        return open_own_data(config, path, seed, batch_size, device)
     source = open_source(config, path, seed)
-    if source.num_classes not in (None, num_classes):
+    if num_classes is not None and source.num_classes not in (None, num_classes):
         fault = f'is {num_classes}, but {path} ({config.name}) has {source.num_classes} classes; make them equal'
         raise ConfigError([Fault('model.num_classes', fault)])
     if config.drop_last and source.samples < config.batch_size:
@@ -182,6 +198,23 @@ def build_data(config: DataConfig, path: str, *, num_classes: int, seed: int, de
     # see bytes; copying in the first one gives them what the network sees.
     target = torch.device('cuda', dist.get_local_rank()) if device == 'gpu' else torch.device('cpu')
     return DataSpec(loader, num_samples=source.samples, batch_transforms=source.normalize.to(target))
+
+
+def batches_of_an_epoch(loader: Any, config: RunConfig) -> int | None:
+    """Length of an epoch of the training data.
+
+    Args:
+        loader (Any): Their loader.
+        config (RunConfig): The configuration.
+
+    Returns:
+        int, optional: In ``[1, ∞)``; None if nothing tells.
+    """
+    try:
+        length = len(loader)
+    except (TypeError, NotImplementedError):  # of an IterableDataset without a length
+        return config.train_subset_num_batches
+    return min(length, config.train_subset_num_batches or length)
 
 
 def _as_is(batch: Any) -> Any:

@@ -1,12 +1,27 @@
 """The data sets' sections of a configuration."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, TypeAdapter, WrapValidator, model_validator
+from pydantic_core import PydanticKnownError
 
 from composer_freezeout.run.fields import Classes, Count, Natural, Section, Size
+from composer_freezeout.run.registered import DATA_SETS
 
-__all__ = ['Augment', 'Cifar10', 'Cifar100', 'DataConfig', 'Digits', 'ImageFolder', 'Streaming', 'Subset', 'Synthetic']
+__all__ = [
+    'BUILT_IN',
+    'Augment',
+    'Cifar10',
+    'Cifar100',
+    'DataConfig',
+    'Digits',
+    'ImageFolder',
+    'OwnData',
+    'Streaming',
+    'Subset',
+    'Synthetic',
+]
 
 
 class Augment(Section):
@@ -211,4 +226,63 @@ class Synthetic(_TrainTest):
         return self.channels
 
 
-DataConfig = Annotated[Cifar10 | Cifar100 | Digits | ImageFolder | Streaming | Synthetic, Field(discriminator='name')]
+class OwnData(Section):
+    """A data set that a user has registered. The other keys are arguments of its function.
+
+    Where the function makes a loader itself, ``shuffle``, ``drop_last`` and ``num_workers`` are for it to heed.
+    """
+
+    model_config = ConfigDict(extra='allow')
+
+    name: str
+    batch_size: Count
+    shuffle: bool | None = None
+    drop_last: bool | None = None
+    num_workers: Natural = 0
+
+    _role: Literal['train', 'eval'] = PrivateAttr('train')
+    _given: frozenset[str] = PrivateAttr(frozenset())
+
+    # What only the function knows.
+    number_of_classes: ClassVar[None] = None
+    image_channels: ClassVar[None] = None
+
+    def fill_in(self, role: Literal['train', 'eval']) -> None:
+        """Sets the keys that were left out to what is usual for the role."""
+        self._role, self._given = role, frozenset(self.model_fields_set)
+        self.shuffle = role == 'train' if self.shuffle is None else self.shuffle
+        self.drop_last = role == 'train' if self.drop_last is None else self.drop_last
+
+    @property
+    def role(self) -> Literal['train', 'eval']:
+        """What it is for."""
+        return self._role
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The keys that were not left out."""
+        return self._given
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the function."""
+        return dict(self.model_extra or {})
+
+
+_BuiltIn = Cifar10 | Cifar100 | Digits | ImageFolder | Streaming | Synthetic
+_SCHEMA: TypeAdapter[Any] = TypeAdapter(Annotated[_BuiltIn, Field(discriminator='name')])
+# Names of the data sets that come with the package.
+BUILT_IN = frozenset(get_args(kind.model_fields['name'].annotation)[0] for kind in get_args(_BuiltIn))
+
+
+def _by_name(value: Any, _: object) -> Any:
+    name = value.get('name') if isinstance(value, Mapping) else None
+    if not isinstance(name, str) or name in BUILT_IN:
+        return _SCHEMA.validate_python(value)
+    if name not in DATA_SETS:
+        known = ', '.join(repr(tag) for tag in sorted(BUILT_IN | DATA_SETS.keys()))
+        raise PydanticKnownError('union_tag_invalid', {'discriminator': "'name'", 'tag': name, 'expected_tags': known})
+    return OwnData.model_validate(value)
+
+
+DataConfig = Annotated[_BuiltIn | OwnData, WrapValidator(_by_name)]

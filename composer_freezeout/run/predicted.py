@@ -8,14 +8,17 @@ from composer.core import Algorithm
 from composer.models import ComposerModel
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
+from composer_freezeout.costs.flops import countable, step_flops
 from composer_freezeout.costs.predict import (
     freezeout_backward_left,
     freezeout_saving,
     layer_freezing_backward_left,
     layer_freezing_saving,
 )
+from composer_freezeout.run.config import ModelConfig
+from composer_freezeout.run.models import build_model
 
-__all__ = ['predict_backward_left', 'predict_saving']
+__all__ = ['predict_backward_left', 'predict_saving', 'predict_whole_saving']
 
 
 def predict_saving(model: ComposerModel, batch: Any, algorithms: Sequence[Algorithm], epochs: int) -> float | None:
@@ -41,6 +44,29 @@ def predict_saving(model: ComposerModel, batch: Any, algorithms: Sequence[Algori
             return 0.0  # what it saves it trains longer
         return freezeout_saving(model, batch, algorithm.settings)
     return layer_freezing_saving(model, batch, algorithm, epochs)
+
+
+def predict_whole_saving(
+    config: ModelConfig, batch: Any, algorithms: Sequence[Algorithm], epochs: int
+) -> float | None:
+    """The same of a model of which something is frozen from the start, with what that saves.
+
+    Args:
+        config (ModelConfig): Its section.
+        batch (Any): An example batch, two samples suffice.
+        algorithms (Sequence[Algorithm]): The run's algorithms.
+        epochs (int): Length of the run, in ``[1, ∞)``.
+
+    Returns:
+        float, optional: Share of the FLOPs of the model with nothing frozen, in ``[0, 1)``; None with several freezing
+        algorithms.
+    """
+    model = build_model(config)
+    saving = predict_saving(model, batch, algorithms, epochs)
+    if saving is None or not config.freeze:
+        return saving
+    whole = build_model(config.model_copy(update={'freeze': None}))
+    return 1 - (1 - saving) * step_flops(*countable(model, batch)) / step_flops(*countable(whole, batch))
 
 
 def predict_backward_left(

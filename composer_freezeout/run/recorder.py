@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
-from composer.utils import dist, map_collection
+from composer.utils import dist
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
+from composer_freezeout.costs.batches import first_samples, map_tensors
 from composer_freezeout.results.files import json_safe
 from composer_freezeout.results.record import Epoch, Segment, StartedFrom, Unit, Weights
 from composer_freezeout.run.clocks import Stopwatch, cpu_seconds
@@ -120,7 +121,7 @@ class Recorder(Callback):
     def batch_start(self, state: State, logger: Logger) -> None:
         """Keeps two samples of the first batch, for what is computed later; begins a segment after a freeze."""
         if self.example is None:
-            self.example = map_collection(state.batch, lambda tensor: tensor[:2].cpu())
+            self.example = map_tensors(first_samples(state.batch, 2), lambda tensor: tensor.cpu())
         # Algorithms have done their work of this event. The clock is read, and the device waited for, at changes only.
         if self.segments.outdated():
             now = self._now(state.timestamp.batch.value)

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from composer.core import Time
@@ -39,6 +40,11 @@ def _time(value: str) -> str:
     return value
 
 
+def _path(value: str) -> Path:
+    # Path's own signature tells pydantic nothing.
+    return Path(value)
+
+
 def _yaml_type(annotation: Any) -> Any:
     """The part of an annotation that a YAML value can have, or ``_INEXPRESSIBLE``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -48,6 +54,8 @@ def _yaml_type(annotation: Any) -> Any:
         return None
     if annotation is Time:
         return Annotated[str, AfterValidator(_time)]
+    if annotation is Path:
+        return Annotated[str, AfterValidator(_path)]
     if annotation in (bool, int, float, str, list, dict) or origin is Literal:
         return annotation
     if inspect.isclass(annotation) and issubclass(annotation, enum.Enum):
@@ -89,18 +97,22 @@ def _signature(constructor: Constructor) -> inspect.Signature:
 
 
 @cache
-def arguments_model(constructor: Constructor, positional: int = 0, partial: bool = False) -> type[BaseModel]:
+def arguments_model(
+    constructor: Constructor, positional: int = 0, partial: bool = False, supplied: tuple[str, ...] = ()
+) -> type[BaseModel]:
     """A pydantic model of the arguments that YAML can give to a constructor.
 
     Args:
         constructor (Callable): A class or function.
         positional (int): How many leading arguments the caller supplies itself, in ``[0, ∞)``.
         partial (bool): Whether the caller also supplies whatever else is missing.
+        supplied (tuple[str, ...]): Arguments that the caller supplies by name.
 
     Returns:
         type[BaseModel]: Strict; a field for each argument that a YAML value can express, under its own name as alias.
     """
     parameters = list(_signature(constructor).parameters.values())[positional:]
+    parameters = [p for p in parameters if p.name not in supplied]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     fields: dict[str, Any] = {}
     for parameter in named:
@@ -117,7 +129,12 @@ def arguments_model(constructor: Constructor, positional: int = 0, partial: bool
 
 
 def check_arguments(
-    constructor: Constructor, arguments: Mapping[str, Any], path: str, positional: int = 0, partial: bool = False
+    constructor: Constructor,
+    arguments: Mapping[str, Any],
+    path: str,
+    positional: int = 0,
+    partial: bool = False,
+    supplied: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Checks the arguments that a YAML file gives to a constructor.
 
@@ -127,6 +144,7 @@ def check_arguments(
         path (str): Key path of the section that they come from.
         positional (int): How many leading arguments the caller supplies itself, in ``[0, ∞)``.
         partial (bool): Whether the caller also supplies whatever else is missing.
+        supplied (tuple[str, ...]): Arguments that the caller supplies by name.
 
     Returns:
         tuple[dict[str, Any], dict[str, Any]]: The keyword arguments for the call, and all of them with the defaults
@@ -135,7 +153,7 @@ def check_arguments(
     Raises:
         ConfigError: If an argument is unknown, missing or of the wrong type.
     """
-    schema = arguments_model(constructor, positional, partial)
+    schema = arguments_model(constructor, positional, partial, supplied)
     try:
         checked = schema.model_validate(dict(arguments))
     except ValidationError as error:

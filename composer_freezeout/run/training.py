@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from composer_freezeout.costs.flops import on_meta, step_flops
 from composer_freezeout.results.environment import environment
 from composer_freezeout.results.files import CONFIG, RECORD, json_safe, write_json
 from composer_freezeout.results.record import FORMAT, Effective, Frozen, Record
@@ -21,7 +20,8 @@ from composer_freezeout.run.frozen import FrozenPart
 from composer_freezeout.run.image_files import UnreadableImage
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.output import prepare_output
-from composer_freezeout.run.predicted import predict_backward_left, predict_saving
+from composer_freezeout.run.plugins import plugins
+from composer_freezeout.run.predicted import predict_backward_left, predict_whole_saving
 from composer_freezeout.run.processes import rank
 from composer_freezeout.run.starting import check_left, continued
 from composer_freezeout.run.weights import weights_line
@@ -122,6 +122,7 @@ def _record(run: Run, config: RunConfig, origin: Mapping[str, Any], started: str
         **recorder.results(state),
         predicted_saving=_predicted_saving(run, config),
         backward_left=_backward_left(run, config),
+        plugins=plugins(),
         **environment(),
     )
 
@@ -139,12 +140,7 @@ def _predicted_saving(run: Run, config: RunConfig) -> float | None:
     example, epochs = run.recorder.example, _epochs(run)
     if example is None or epochs is None:
         return None
-    model = build_model(config.model)
-    saving = predict_saving(model, example, run.trainer.state.algorithms, epochs)
-    if saving is None or not config.model.freeze:
-        return saving
-    whole = build_model(config.model.model_copy(update={'freeze': None}))
-    return 1 - (1 - saving) * step_flops(*on_meta(model, example)) / step_flops(*on_meta(whole, example))
+    return predict_whole_saving(config.model, example, run.trainer.state.algorithms, epochs)
 
 
 def _backward_left(run: Run, config: RunConfig) -> dict[str, float] | None:

@@ -182,7 +182,9 @@ def make_workload(given: Conditions, device: torch.device, steps: int) -> Worklo
 
 def _build(given: Conditions) -> ComposerClassifier:
     if given.model != TRANSFORMER:
-        return build_model(ModelConfig(name=given.model, num_classes=given.num_classes))
+        classifier = build_model(ModelConfig(name=given.model, num_classes=given.num_classes))
+        assert isinstance(classifier, ComposerClassifier), 'no model of a user has been registered'
+        return classifier
     network = torchvision.models.VisionTransformer(
         image_size=given.image_size,
         patch_size=max(1, given.image_size // 8),

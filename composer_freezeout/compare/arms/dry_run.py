@@ -4,7 +4,8 @@ import warnings
 from typing import Any, NamedTuple
 
 from composer_freezeout.run.config import RunConfig
-from composer_freezeout.run.data_config import DataConfig, Synthetic
+from composer_freezeout.run.data_config import DataConfig, OwnData, Synthetic
+from composer_freezeout.run.faults import ConfigError, Fault
 
 __all__ = ['Data', 'look_at_data', 'resolve']
 
@@ -14,7 +15,7 @@ class Data(NamedTuple):
 
     Attributes:
         batches_per_epoch (int): In ``[1, ∞)``.
-        batch (Any): Two samples without content, for what depends on shapes alone.
+        batch (Any): Two samples, for what depends on shapes: without content, unless they are of a registered data set.
     """
 
     batches_per_epoch: int
@@ -37,14 +38,14 @@ def resolve(config: RunConfig) -> dict[str, Any]:
         # About Composer's own code.
         warnings.simplefilter('ignore')
         from composer_freezeout.run.build import assemble
+        from composer_freezeout.run.own_data import resolved_data
 
         # The data are looked at apart, once for all arms: opening them may take long.
         sections = {'train_data': _stand_in(config, config.train_data)}
         if config.eval_data is not None:
             sections['eval_data'] = _stand_in(config, config.eval_data)
         resolved = dict(assemble(config.model_copy(update=sections)).resolved)
-    whole = config.model_dump(mode='json')
-    return resolved | {key: whole[key] for key in sections}
+    return resolved | {key: resolved_data(getattr(config, key), key) for key in sections}
 
 
 def _stand_in(config: RunConfig, data: DataConfig) -> Synthetic:
@@ -54,7 +55,7 @@ def _stand_in(config: RunConfig, data: DataConfig) -> Synthetic:
         batch_size=data.batch_size,
         image_size=8,
         channels=config.model.in_channels,
-        num_classes=config.model.num_classes,
+        num_classes=config.model.num_classes or 2,
     )
     section.fill_in('train')
     return section
@@ -77,21 +78,37 @@ def look_at_data(config: RunConfig) -> Data:
         import torch
         from torchvision.transforms.v2.functional import pil_to_tensor
 
-        from composer_freezeout.run.data import build_data
+        from composer_freezeout.run.data import batches_of_an_epoch, build_data
 
     def opened(data: Any, path: str) -> Any:
         if not getattr(data, 'cache', False):
-            return build_data(data, path, num_classes=config.model.num_classes, seed=config.seed).dataloader
+            return build_data(data, path, num_classes=config.model.num_classes, seed=config.seed)
         # Decoding them all takes long; one, as it is, is enough.
         data = data.model_copy(update={'cache': False, 'image_size': 8})
-        loader: Any = build_data(data, path, num_classes=config.model.num_classes, seed=config.seed).dataloader
-        loader.dataset.transform = None
-        return loader
+        spec: Any = build_data(data, path, num_classes=config.model.num_classes, seed=config.seed)
+        spec.dataloader.dataset.transform = None
+        return spec
 
-    loader = opened(config.train_data, 'train_data')
+    spec = opened(config.train_data, 'train_data')
     if config.eval_data is not None:
         opened(config.eval_data, 'eval_data')
+    loader: Any = spec.dataloader
+    batches = batches_of_an_epoch(loader, config)
+    if batches is None:
+        fault = 'has no length, of which others are made; give its data set __len__, or set train_subset_num_batches'
+        raise ConfigError([Fault('train_data', fault)])
+    if isinstance(config.train_data, OwnData):
+        return Data(batches, _two_samples(spec))
     image = loader.dataset[0][0]
     shape = (image if isinstance(image, torch.Tensor) else pil_to_tensor(image)).shape
-    batches = min(len(loader), config.train_subset_num_batches or len(loader))
     return Data(batches, (torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64)))
+
+
+def _two_samples(spec: Any) -> Any:
+    """Samples of a registered data set: only its own are known to be such as the model takes."""
+    from composer_freezeout.costs.batches import first_samples, map_tensors
+
+    batch = next(iter(spec.dataloader), None)
+    if batch is None:
+        raise ConfigError([Fault('train_data', 'has no batch; give it samples, or smaller batches')])
+    return map_tensors(first_samples(spec.batch_transforms(batch), 2), lambda tensor: tensor.cpu())

@@ -43,6 +43,7 @@ from composer_freezeout.results.files import json_safe, write_json
 from composer_freezeout.run.arguments import count
 from composer_freezeout.run.families import find_family, names
 from composer_freezeout.run.faults import Refused
+from composer_freezeout.run.plugins import add_import_option, load_plugins
 from composer_freezeout.run.processes import stoppable
 from composer_freezeout.run.threads import settle_threads
 
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--keep', type=count, default=4, metavar='N', help='settings to judge besides the default (4)')
     parser.add_argument('--budget', type=duration, metavar='TIME', help="how long new settings are tried: '30m', '2h'")
+    add_import_option(parser)
     add_executor_options(parser)
     parser.add_argument(
         '--join',
@@ -149,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settle_threads()
 
     def sweep() -> int:
+        load_plugins(arguments.imports)
         if importlib.util.find_spec('optuna') is None:
             raise Refused("sweep searches with optuna, which is not installed; pip install 'composer-freezeout[bench]'")
         if arguments.join:

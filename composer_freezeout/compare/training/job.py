@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from composer_freezeout.compare.training.folder import clear_folder, held
 from composer_freezeout.results.files import RECORD
 from composer_freezeout.results.record import Record
 from composer_freezeout.run.faults import Refused
+from composer_freezeout.run.plugins import imports
 from composer_freezeout.run.processes import execute
 
 __all__ = ['LOG', 'Job', 'Outcome', 'last_line', 'outcome_of', 'prepare_output', 'train']
@@ -36,6 +37,7 @@ class Job:
         expected (Mapping[str, Any]): The configuration that its record will hold, but for the seed and the output.
         free (frozenset[str]): Keys of the configuration that a finished run may have other values of.
         kind (str): What its time is noted under. Default: its label.
+        imports (tuple[str, ...]): Modules with models and data sets of the user's own. Default: this process's.
     """
 
     label: str
@@ -46,6 +48,7 @@ class Job:
     expected: Mapping[str, Any]
     free: frozenset[str] = frozenset()
     kind: str = ''
+    imports: tuple[str, ...] = field(default_factory=imports)
 
     @property
     def command(self) -> list[str]:
@@ -56,7 +59,8 @@ class Job:
         """What a Python gets to train it, with the file and the output in some places."""
         launcher = ['-m', 'composer', '-m', 'composer_freezeout.run']
         own = [f'output={json.dumps(str(output))}', f'seed={self.seed}', 'progress_bar=false']
-        return [*launcher, str(file), *self.overrides, *own]
+        named = [f'--import={module}' for module in self.imports]
+        return [*launcher, str(file), *named, *self.overrides, *own]
 
 
 @dataclass(frozen=True)
