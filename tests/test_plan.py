@@ -21,11 +21,14 @@ from composer_freezeout.costs.bench import StepSeconds
 from composer_freezeout.costs.saving import predicted_saving
 from composer_freezeout.costs.seconds import StepProfile
 from composer_freezeout.method.allocation import measured_unit_costs
+from composer_freezeout.method.finetuning import FINE_TUNING
 from composer_freezeout.method.schedule import freeze_times
+from composer_freezeout.planning.content import CostAware
 from composer_freezeout.planning.cost_models import COST_MODELS
+from composer_freezeout.planning.look import look_at
 from composer_freezeout.planning.make import make_plan
 from composer_freezeout.planning.measured import cost_aware
-from composer_freezeout.planning.plan import CostAware, Plan
+from composer_freezeout.planning.plan import Plan
 from composer_freezeout.planning.plots import STYLES
 from composer_freezeout.planning.terminal import print_plan
 from composer_freezeout.run.command import main as run
@@ -60,8 +63,11 @@ def yaml(tmp_path_factory) -> Path:
     return path
 
 
-def planned(yaml: str | Path, *overrides: str, repeats: int | None = None, **arguments: Any) -> Plan:
-    return make_plan(load(yaml, overrides), profile_repeats=repeats, **arguments)
+def planned(
+    yaml: str | Path, *overrides: str, repeats: int | None = None, image_size: int | None = None, **arguments: Any
+) -> Plan:
+    measured = {'repeats': repeats} if repeats is not None else {}
+    return make_plan(look_at(load(yaml, overrides), image_size, measure=repeats is not None), **measured, **arguments)
 
 
 def by_model(plan: Plan) -> dict[str, Any]:
@@ -279,7 +285,7 @@ def test_a_run_that_waits_for_its_data_is_told(tmp_path):
     config = parse(apply_overrides(raw, ['model.name=resnet8', 'model.num_classes=2']))
     (tmp_path / 'train' / 'b').mkdir()
     (folder / '0.png').rename(tmp_path / 'train' / 'b' / '0.png')
-    plan = make_plan(config, profile_repeats=2)
+    plan = make_plan(look_at(config), repeats=2)
     measured, saving = plan.measured, by_model(plan)['seconds'].saving
     assert measured is not None and measured.wait_share is not None and measured.load_seconds is not None
     # Without workers each step waits for the whole of it.
@@ -357,6 +363,30 @@ def test_the_snippet_where_the_file_has_no_freezeout(yaml, tmp_path, capsys):
     plan = planned(tmp_path / 'with.yaml')
     assert plan.algorithm == 0
     assert by_model(plan)['flops'].saving == pytest.approx(0.1, abs=2e-3)
+
+
+@pytest.mark.parametrize('entry', [[], ['algorithms=[]'], ['algorithms.0.scale_lr=false', 'algorithms.0.max_stages=3']])
+def test_the_setting_for_fine_tuning_is_planned(entry, yaml, tmp_path, capsys):
+    code, out, err = command(capsys, yaml, '--finetune', '--no-profile', '--out', tmp_path, *entry)
+    assert (code, err) == (0, '')
+    found, text = json.loads((tmp_path / 'plan.json').read_text()), ' '.join(out.split())
+    assert {name: found[name] for name in FINE_TUNING} == FINE_TUNING
+    times = FreezeOut(**FINE_TUNING).freeze_times(8)
+    assert [unit['t_i'] for unit in found['units']] == list(times)
+    assert f'FreezeOut({", ".join(f"{name}={value!r}" for name, value in FINE_TUNING.items())})' in text
+    if entry == ['algorithms=[]']:
+        (tmp_path / 'freezeout.yaml').write_text(
+            textwrap.dedent(out[out.index('  algorithms:') : out.index('Written')])
+        )
+        (written,) = read_yaml(tmp_path / 'freezeout.yaml')['algorithms']
+        assert written == {'name': 'freezeout', **FINE_TUNING} and 'left out' not in text
+        return
+    # What the file says of other keys stays, and what it says of these is told.
+    assert found['stages'] == (3 if entry else 7)
+    assert "settings of the file are left out of the plan: freezeout's t_0 0.5" in text
+    (line,) = [line for line in out.splitlines() if line.startswith('  composer-freezeout run ')]
+    again = planned(yaml, *entry, *line.split()[3:])
+    assert json.loads(json.dumps(again.to_dict()))['units'] == found['units']
 
 
 def test_what_is_printed_fits(yaml):

@@ -1,7 +1,7 @@
 """Where freezing does not pay, or training would refuse the settings."""
 
 from composer_freezeout.freezing.observing.partition import Partition
-from composer_freezeout.planning.plan import Plan
+from composer_freezeout.planning.content import PlanContent
 
 __all__ = ['warnings_of']
 
@@ -13,11 +13,11 @@ _HARDLY_SAVES = 0.15
 _TRIED = 0.3
 
 
-def warnings_of(plan: Plan, partition: Partition) -> tuple[str, ...]:
+def warnings_of(plan: PlanContent, partition: Partition) -> tuple[str, ...]:
     """What a user should know before training.
 
     Args:
-        plan (Plan): The plan.
+        plan (PlanContent): The plan.
         partition (Partition): The units that it is for.
 
     Returns:
@@ -27,7 +27,7 @@ def warnings_of(plan: Plan, partition: Partition) -> tuple[str, ...]:
     return (*_waits(plan), *_hardly_saves(plan), *([] if bad_cuts is None else [bad_cuts]), *_unusual_t_0(plan))
 
 
-def _waits(plan: Plan) -> list[str]:
+def _waits(plan: PlanContent) -> list[str]:
     measured = plan.measured
     if measured is None or measured.wait_share is None or measured.wait_share <= _WAITS:
         return []
@@ -38,7 +38,7 @@ def _waits(plan: Plan) -> list[str]:
     ]
 
 
-def _hardly_saves(plan: Plan) -> list[str]:
+def _hardly_saves(plan: PlanContent) -> list[str]:
     prediction, last = plan.prediction, plan.units[-1]
     if prediction.largest >= _HARDLY_SAVES:
         return []
@@ -48,7 +48,7 @@ def _hardly_saves(plan: Plan) -> list[str]:
     ]
 
 
-def _unusual_t_0(plan: Plan) -> list[str]:
+def _unusual_t_0(plan: PlanContent) -> list[str]:
     chosen, found = {plan.t_0: plan.units[0].t_i}, plan.prediction
     if found.t_0 is not None and found.first_freeze is not None:
         chosen[found.t_0] = found.first_freeze

@@ -4,19 +4,23 @@ import argparse
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from composer_freezeout.planning.plan import Plan, plan_as_json
+from composer_freezeout.method.finetuning import FINE_TUNING
+from composer_freezeout.planning.advice import as_python
+from composer_freezeout.planning.plan import Plan
 from composer_freezeout.planning.terminal import measurement, print_plan, yaml_costs
 from composer_freezeout.results.files import make_folder, try_folder, write_bytes, write_json, write_text
 from composer_freezeout.run.arguments import count
 from composer_freezeout.run.config import RunConfig, load
 from composer_freezeout.run.families import find_config, names
-from composer_freezeout.run.faults import COMMAND_LINE, ConfigError, Fault, describe, told
+from composer_freezeout.run.faults import COMMAND_LINE, ConfigError, Fault, Refused, describe, told
+from composer_freezeout.run.plugins import add_import_option, load_plugins
 from composer_freezeout.run.threads import settle_threads
 
 __all__ = ['main']
@@ -29,6 +33,7 @@ _EPILOG = """\
 examples:
   composer-freezeout plan quickstart
   composer-freezeout plan resnet56_cifar10 --target 0.15
+  composer-freezeout plan my.yaml --finetune
   composer-freezeout plan my.yaml --no-profile algorithms.0.how_scale=linear
   composer-freezeout plan my.yaml --profile-steps 30 --unit-costs costs.yaml
 """
@@ -51,17 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     settle_threads()
     file: str | Path = arguments.file
     try:
+        load_plugins(arguments.imports)
         file = find_config(arguments.file)
         config = load(file, arguments.overrides)
         out = arguments.out or Path('runs') / 'plan' / config.run_name
         _check_places(out, arguments.unit_costs)
         plan = _make_plan(config, arguments, console)
-        print_plan(plan, console, arguments.file)
+        print_plan(plan, console, arguments.file, _settings(arguments))
         _write_plan(plan, out, console)
         if arguments.unit_costs is not None:
             _write_unit_costs(plan, arguments.unit_costs, console)
     except ConfigError as error:
         return _refuse([_described(fault, file, arguments.overrides) for fault in error.faults])
+    except Refused as error:
+        return _refuse(error.lines)
     except Exception as error:
         line = told(error)
         if line is None:
@@ -90,8 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('file', help=f'a YAML file, or a family that comes with the package: {", ".join(names())}')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='values that replace those of the file')
+    add_import_option(parser)
     parser.add_argument(
         '--target', type=_saving, metavar='SAVING', help='find t_0 for a saving, in (0, 1): 0.15 for 15 %%'
+    )
+    parser.add_argument(
+        '--finetune',
+        action='store_true',
+        help=f"plan FreezeOut's setting for fine-tuning ({as_python(FINE_TUNING)}) instead of the file's",
     )
     parser.add_argument(
         '--out',
@@ -160,15 +174,21 @@ def _make_plan(config: RunConfig, arguments: argparse.Namespace, console: Consol
         # Of the libraries about themselves.
         warnings.simplefilter('ignore')
         # Imported here: torch and Composer take seconds, and a typing error should be told at once.
+        from composer_freezeout.planning.look import look_at
         from composer_freezeout.planning.make import make_plan
 
+        measure, settings = not arguments.no_profile, _settings(arguments)
         return make_plan(
-            config,
+            look_at(config, arguments.image_size, measure=measure, settings=settings),
             target=arguments.target,
-            profile_repeats=None if arguments.no_profile else arguments.profile_steps,
-            image_size=arguments.image_size,
+            repeats=arguments.profile_steps,
             every_unit=arguments.unit_costs is not None,
         )
+
+
+def _settings(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+    """Arguments of FreezeOut that stand in place of those of the file."""
+    return FINE_TUNING if arguments.finetune else None
 
 
 def _write_plan(plan: Plan, out: Path, console: Console) -> None:
@@ -176,7 +196,7 @@ def _write_plan(plan: Plan, out: Path, console: Console) -> None:
 
     with _writing('--out'):
         make_folder(out)
-        write_json(out / 'plan.json', plan_as_json(plan))
+        write_json(out / 'plan.json', plan.to_dict())
         write_bytes(out / 'schedules.png', plot_schedules(plan))
         write_bytes(out / 'frozen.png', plot_frozen(plan))
     console.print(f'Written to {out}: plan.json, schedules.png, frozen.png', highlight=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """The parts of a run that its plan needs, made from the YAML file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,14 +8,16 @@ import torch
 from composer.models import ComposerModel
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
+from composer_freezeout.costs.batches import map_tensors
 from composer_freezeout.costs.predict import partition_for
 from composer_freezeout.freezing.observing.partition import Partition
+from composer_freezeout.planning.looked import Place
 from composer_freezeout.run import registry
 from composer_freezeout.run.config import RunConfig
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.registry import Bound, bind
 
-__all__ = ['Components', 'Place', 'components_of', 'partition_of', 'place_to_measure']
+__all__ = ['Components', 'components_of', 'partition_of', 'place_note', 'place_to_measure']
 
 
 @dataclass(frozen=True)
@@ -25,44 +28,23 @@ class Components:
         index (int, optional): Of FreezeOut in ``algorithms``; None if it isn't there.
         freezeout (FreezeOut): The algorithm, with its defaults if it isn't there.
         optimizer (Bound): To be built.
+        learning_rates (tuple[float, ...]): Its learning rate.
         notes (tuple[str, ...]): What was assumed or left out.
     """
 
     index: int | None
     freezeout: FreezeOut
     optimizer: Bound
+    learning_rates: tuple[float, ...]
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where steps are measured.
-
-    Attributes:
-        device (str): As torch calls it.
-        precision (str): As Composer calls it.
-        as_asked (bool): Whether that is what the file asks for.
-    """
-
-    device: str
-    precision: str
-    as_asked: bool
-
-    def note(self, config: RunConfig) -> tuple[str, ...]:
-        """What to know of seconds that are measured there: one sentence, or nothing."""
-        if self.as_asked:
-            return ()
-        return (
-            f'the file asks for {config.precision} on a GPU, and there is none here: seconds are those of this CPU in '
-            'fp32, and a GPU divides its time otherwise; run the plan there, too',
-        )
-
-
-def components_of(config: RunConfig) -> Components:
+def components_of(config: RunConfig, settings: Mapping[str, Any] | None = None) -> Components:
     """Makes FreezeOut and binds the optimizer.
 
     Args:
         config (RunConfig): A checked configuration.
+        settings (Mapping[str, Any], optional): Arguments of FreezeOut that stand in place of those of the file.
 
     Returns:
         Components: Both.
@@ -84,17 +66,27 @@ def components_of(config: RunConfig) -> Components:
     if faults:
         raise ConfigError(faults)
     # What its constructor refuses, such as a rate below 0, is told although nothing may be measured.
-    bound['optimizer'].build([torch.nn.Parameter(torch.zeros(1))])
+    optimizer = bound['optimizer'].build([torch.nn.Parameter(torch.zeros(1))])
+    rates = tuple(float(group['lr']) for group in optimizer.param_groups if group.get('lr') is not None)
     others = ', '.join(entry.name for entry in config.algorithms if entry.name != 'freezeout')
     notes = [f'other algorithms of the file are left out of the plan: {others}'] if others else []
-    if ours:
-        return Components(ours[0], bound[f'algorithms.{ours[0]}'].build(), bound['optimizer'], tuple(notes))
-    freezeout = FreezeOut()
-    notes.append(
-        'the file has no freezeout among its algorithms: planned with its defaults, '
-        f't_0 {freezeout.settings.t_0} and how_scale {freezeout.settings.how_scale}'
-    )
-    return Components(None, freezeout, bound['optimizer'], tuple(notes))
+    given = dict(config.algorithms[ours[0]].arguments) if ours else {}
+    freezeout = bound[f'algorithms.{ours[0]}'].build() if ours else FreezeOut()
+    if settings:
+        freezeout = FreezeOut(**{**given, **settings})
+        notes += _replaced(given, settings)
+    elif not ours:
+        notes.append(
+            'the file has no freezeout among its algorithms: planned with its defaults, '
+            f't_0 {freezeout.settings.t_0} and how_scale {freezeout.settings.how_scale}'
+        )
+    return Components(ours[0] if ours else None, freezeout, bound['optimizer'], rates, tuple(notes))
+
+
+def _replaced(given: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Says which of the file's settings the plan is not for."""
+    replaced = [f'{name} {given[name]}' for name in settings if name in given and given[name] != settings[name]]
+    return [f"settings of the file are left out of the plan: freezeout's {', '.join(replaced)}"] if replaced else []
 
 
 def place_to_measure(config: RunConfig) -> Place:
@@ -109,6 +101,21 @@ def place_to_measure(config: RunConfig) -> Place:
     if config.device != 'cpu' and torch.cuda.is_available():
         return Place('cuda', config.precision, as_asked=True)
     return Place('cpu', 'fp32', as_asked=config.device != 'gpu' and config.precision == 'fp32')
+
+
+def place_note(place: Place, config: RunConfig) -> tuple[str, ...]:
+    """What to know of seconds that are measured there: one sentence, or nothing.
+
+    Args:
+        place (Place): The place.
+        config (RunConfig): A checked configuration.
+    """
+    if place.as_asked:
+        return ()
+    return (
+        f'the file asks for {config.precision} on a GPU, and there is none here: seconds are those of this CPU in '
+        'fp32, and a GPU divides its time otherwise; run the plan there, too',
+    )
 
 
 def partition_of(model: ComposerModel, example: Any, components: Components) -> Partition:
@@ -131,6 +138,12 @@ def partition_of(model: ComposerModel, example: Any, components: Components) -> 
         path = '' if components.index is None else f'algorithms.{components.index}.layers'
         raise ConfigError([Fault(path, ' '.join(str(error).split()).removeprefix('layers: '))]) from error
     except (AssertionError, RuntimeError) as error:
-        shape = 'x'.join(str(length) for length in example[0].shape[1:])
         message = ' '.join(str(error).split())[:200]
-        raise ConfigError([Fault('model', f'cannot be run on images of {shape}: {message}')]) from error
+        raise ConfigError([Fault('model', f'cannot be run on {_described(example)}: {message}')]) from error
+
+
+def _described(batch: Any) -> str:
+    """A batch in an error message."""
+    shapes: list[str] = []
+    map_tensors(batch, lambda tensor: shapes.append('x'.join(map(str, tensor.shape[1:]))))
+    return f'{"images" if isinstance(batch, tuple) else "samples"} of {shapes[0]}'

@@ -1,7 +1,7 @@
 """The models of what a step costs, and what each of them predicts.
 
 A further model is an entry of :data:`COST_MODELS`; its name also stands in ``CostModel`` of
-:mod:`composer_freezeout.planning.plan` and, with a label and a colour, in :mod:`composer_freezeout.planning.plots`.
+:mod:`composer_freezeout.planning.content` and, with a label and a colour, in :mod:`composer_freezeout.planning.plots`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from composer_freezeout.costs.saving import (
     solve_t_0,
 )
 from composer_freezeout.costs.seconds import StepSeconds
-from composer_freezeout.planning.plan import CostModel, Prediction
+from composer_freezeout.planning.content import CostModel, Prediction
 
 __all__ = ['COST_MODELS', 'Counted', 'predict', 'step_costs']
 

@@ -1,4 +1,4 @@
-"""From progress to epochs, and from a warm-up to progress."""
+"""From progress to batches and epochs, and from a warm-up to progress."""
 
 import math
 from bisect import bisect_left
@@ -8,31 +8,48 @@ from typing import cast
 from composer.core import State, Time, TimeUnit
 
 from composer_freezeout.algorithm.progress import as_progress
-from composer_freezeout.run.config import RunConfig
 
 __all__ = ['Epochs', 'warmup_end']
 
 
 class Epochs:
-    """The epochs of a run that has not begun.
+    """The batches and epochs of a run that has not begun.
 
     Args:
-        config (RunConfig): A checked configuration.
-        batches_per_epoch (int, optional): None if the data aren't there.
-        stretch (float): How many times as long the run is as the configuration says, in ``[1, ∞)``.
+        duration (str): Its length, as a Composer time string.
+        batch_size (int): Samples of a batch, in ``[1, ∞)``.
+        batches_per_epoch (int, optional): None if it is not known.
+        stretch (float): How many times as long the run is as ``duration`` says, in ``[1, ∞)``.
     """
 
-    def __init__(self, config: RunConfig, batches_per_epoch: int | None, stretch: float) -> None:
-        duration, self._per_epoch = Time.from_timestring(config.max_duration), batches_per_epoch
-        self._epochs = stretch * duration.value if duration.unit == TimeUnit.EPOCH else None
+    def __init__(self, duration: str, batch_size: int, batches_per_epoch: int | None, stretch: float) -> None:
+        time, self._per_epoch = Time.from_timestring(duration), batches_per_epoch
+        self._epochs = stretch * time.value if time.unit == TimeUnit.EPOCH else None
         self._batches: float | None = None
-        if batches_per_epoch is not None and duration.unit == TimeUnit.SAMPLE:
-            self._batches = stretch * duration.value / config.train_data.batch_size
-        elif batches_per_epoch is not None and duration.unit in (TimeUnit.EPOCH, TimeUnit.BATCH):
-            per_unit = batches_per_epoch if duration.unit == TimeUnit.EPOCH else 1
-            self._batches = round(stretch * duration.value * per_unit)
+        if time.unit == TimeUnit.SAMPLE:
+            self._batches = stretch * time.value / batch_size
+        elif time.unit == TimeUnit.BATCH:
+            self._batches = round(stretch * time.value)
+        elif time.unit == TimeUnit.EPOCH and batches_per_epoch is not None:
+            self._batches = round(stretch * time.value * batches_per_epoch)
 
-    def at(self, progress: float) -> int | None:
+    def batch(self, progress: float) -> int | None:
+        """Batches that are trained before the first one from there on; None if there is none, or it can't be told.
+
+        Args:
+            progress (float): Of the run, in ``[0, 1]``.
+
+        Returns:
+            int, optional: In ``[0, ∞)``.
+        """
+        if self._batches is None:
+            return None
+        # By the same division as in training: its rounding decides where a unit is due with the start of a batch.
+        total, count = self._batches, math.ceil(self._batches)
+        batch = bisect_left(range(count), progress, key=lambda batch: batch / total)
+        return batch if batch < count else None
+
+    def epoch(self, progress: float) -> int | None:
         """Epoch, counted from 1, of the first batch from there on; None if there is none, or it can't be told.
 
         Args:
@@ -42,23 +59,21 @@ class Epochs:
             int, optional: In ``[1, ∞)``.
         """
         if self._batches is not None and self._per_epoch is not None:
-            # By the same division as in training: its rounding decides where a unit is due with the start of a batch.
-            total, count = self._batches, math.ceil(self._batches)
-            batch = bisect_left(range(count), progress, key=lambda batch: batch / total)
-            return batch // self._per_epoch + 1 if batch < count else None
+            batch = self.batch(progress)
+            return None if batch is None else batch // self._per_epoch + 1
         if self._epochs is not None and progress < 1:
             return math.floor(progress * self._epochs) + 1
         return None
 
 
-def warmup_end(config: RunConfig, warmup: Time | None, batches_per_epoch: int | None, stretch: float) -> float:
+def warmup_end(duration: str, warmup: Time | None, batches_per_epoch: int | None, stretch: float) -> float:
     """Progress at which a warm-up ends.
 
     Args:
-        config (RunConfig): A checked configuration.
+        duration (str): Length of the run, as a Composer time string.
         warmup (Time, optional): The warm-up.
-        batches_per_epoch (int, optional): None if the data aren't there.
-        stretch (float): How many times as long the run is as the configuration says, in ``[1, ∞)``.
+        batches_per_epoch (int, optional): None if it is not known.
+        stretch (float): How many times as long the run is as ``duration`` says, in ``[1, ∞)``.
 
     Returns:
         float: In ``[0, ∞)``; 0 without a warm-up.
@@ -69,6 +84,6 @@ def warmup_end(config: RunConfig, warmup: Time | None, batches_per_epoch: int | 
     if warmup is None:
         return 0.0
     length = None if batches_per_epoch is None else Time(batches_per_epoch, TimeUnit.BATCH)
-    state = SimpleNamespace(max_duration=Time.from_timestring(config.max_duration), dataloader_len=length)
+    state = SimpleNamespace(max_duration=Time.from_timestring(duration), dataloader_len=length)
     share = as_progress(warmup, cast(State, state))
     return share if warmup.unit == TimeUnit.DURATION else share / stretch

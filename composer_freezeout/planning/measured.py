@@ -12,7 +12,7 @@ from composer_freezeout.costs.seconds import StepProfile
 from composer_freezeout.method.allocation import measured_unit_costs
 from composer_freezeout.method.schedule import freeze_times
 from composer_freezeout.method.settings import Settings
-from composer_freezeout.planning.plan import CostAware, Measured
+from composer_freezeout.planning.content import CostAware, Measured
 
 __all__ = ['cost_aware', 'how_measured', 'unit_seconds']
 

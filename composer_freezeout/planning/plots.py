@@ -4,19 +4,17 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use('Agg')
-
-import matplotlib.pyplot as plt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from composer_freezeout.method.schedule import freeze_times, lr_factor
-from composer_freezeout.planning.plan import CostModel, Plan
+from composer_freezeout.planning.content import CostModel, PlanContent
 
-__all__ = ['STYLES', 'plot_frozen', 'plot_schedules']
+__all__ = ['STYLES', 'draw_frozen', 'figure_of', 'plot_frozen', 'plot_schedules']
 
 # How each cost model is drawn: its label and colour.
 STYLES: dict[CostModel, tuple[str, str]] = {
@@ -29,20 +27,19 @@ _POINTS = 400
 _METADATA = {'Software': None}
 
 
-def plot_schedules(plan: Plan) -> bytes:
+def plot_schedules(plan: PlanContent) -> bytes:
     """Draws the paper's figure 1 for this model: each unit's learning rate, for each scale, unscaled and scaled.
 
     Args:
-        plan (Plan): The plan; its ``t_0`` and warm-up are those of all panels.
+        plan (PlanContent): The plan; its ``t_0`` and warm-up are those of all panels.
 
     Returns:
         bytes: A PNG.
     """
     scales = ['linear', 'squared', 'cubic'] if plan.how_scale == 'squared' else ['linear', 'cubic']
     colours = _colours(len(plan.units))
-    figure, rows = plt.subplots(
-        len(scales), 2, sharex=True, figsize=(10, 0.6 + 3.1 * len(scales)), layout='constrained', squeeze=False
-    )
+    figure = Figure(figsize=(10, 0.6 + 3.1 * len(scales)), layout='constrained')
+    rows = figure.subplots(len(scales), 2, sharex=True, squeeze=False)
     for how_scale, row in zip(scales, rows, strict=True):
         times = freeze_times(len(plan.units), plan.t_0, how_scale, plan.unit_costs, plan.cost_shift, plan.heads)
         for scale_lr, axes in zip((False, True), row, strict=True):
@@ -76,16 +73,48 @@ def _draw_schedule(axes: Any, times: Sequence[float], colours: Sequence[Any], sc
     _finish(axes)
 
 
-def plot_frozen(plan: Plan) -> bytes:
+def plot_frozen(plan: PlanContent) -> bytes:
     """Draws what is frozen over the run: share of the parameters, and the share of a step that each model saves.
 
     Args:
-        plan (Plan): The plan.
+        plan (PlanContent): The plan.
 
     Returns:
         bytes: A PNG.
     """
-    figure, axes = plt.subplots(figsize=(9, 4.2), layout='constrained')
+    figure = Figure(figsize=(9, 4.2), layout='constrained')
+    draw_frozen(plan, figure.subplots())
+    return _png(figure)
+
+
+def figure_of(plan: PlanContent) -> Figure:
+    """Draws the learning rate of each unit, as planned, and below what is frozen.
+
+    Args:
+        plan (PlanContent): The plan.
+
+    Returns:
+        Figure: Of two parts.
+    """
+    figure = Figure(figsize=(9, 7.4), layout='constrained')
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    times = [unit.t_i for unit in plan.units]
+    warmup = plan.warmup if plan.warmup < times[0] else 0.0
+    _draw_schedule(upper, times, _colours(len(times)), plan.scale_lr, warmup)
+    upper.set_ylabel('learning rate\n(times the base rate)')
+    upper.set_title('learning rate of each unit; it freezes at ●', loc='left', fontsize=11)
+    _unit_colourbar(figure, upper, plan)
+    draw_frozen(plan, lower)
+    return figure
+
+
+def draw_frozen(plan: PlanContent, axes: Axes) -> None:
+    """Draws what is frozen over the run, and the share of a step that each model saves.
+
+    Args:
+        plan (PlanContent): The plan.
+        axes (Axes): Where.
+    """
     moments = [0.0, *(unit.freezes_at for unit in plan.units[:-1]), 1.0]
     parameters = [unit.parameters for unit in plan.units]
     frozen = [sum(parameters[:k]) / sum(parameters) for k in range(len(plan.units))]
@@ -106,15 +135,14 @@ def plot_frozen(plan: Plan) -> bytes:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(loc='upper left', frameon=False, fontsize=9)
     _finish(axes)
-    return _png(figure)
 
 
 def _colours(num_units: int) -> list[Any]:
     # Up to 0.92: the lightest yellow can't be seen on white.
-    return list(plt.get_cmap('viridis')([0.92 * index / max(1, num_units - 1) for index in range(num_units)]))
+    return list(colormaps['viridis']([0.92 * index / max(1, num_units - 1) for index in range(num_units)]))
 
 
-def _unit_colourbar(figure: Any, rows: Any, plan: Plan) -> None:
+def _unit_colourbar(figure: Figure, rows: Any, plan: PlanContent) -> None:
     last = len(plan.units) - 1
     colours = ListedColormap(_colours(len(plan.units)))
     bar = figure.colorbar(ScalarMappable(Normalize(-0.5, last + 0.5), colours), ax=rows, pad=0.02, aspect=40)
@@ -123,10 +151,9 @@ def _unit_colourbar(figure: Any, rows: Any, plan: Plan) -> None:
     bar.set_label(f'unit, from {plan.units[0].name} (0) to {plan.units[-1].name} ({last})')
 
 
-def _png(figure: Any) -> bytes:
+def _png(figure: Figure) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format='png', dpi=150, metadata=_METADATA)
-    plt.close(figure)
     return content.getvalue()
 
 

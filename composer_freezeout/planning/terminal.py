@@ -1,14 +1,17 @@
 """A plan on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from composer_freezeout.planning.plan import CostAware, Plan
+from composer_freezeout.method.schedule import lr_factor
+from composer_freezeout.planning.advice import as_lines, as_python
+from composer_freezeout.planning.content import CostAware, PlanContent, PlannedUnit
 
-__all__ = ['measurement', 'print_plan', 'yaml_costs']
+__all__ = ['describe_schedule', 'measurement', 'print_plan', 'yaml_costs']
 
 
 def yaml_costs(unit_costs: Sequence[float]) -> str:
@@ -16,20 +19,26 @@ def yaml_costs(unit_costs: Sequence[float]) -> str:
     return f'unit_costs: [{", ".join(f"{cost:g}" for cost in unit_costs)}]'
 
 
-def print_plan(plan: Plan, console: Console, file: str) -> None:
+def describe_schedule(plan: PlanContent) -> str:
+    """The settings that decide when units freeze, in a few words."""
+    schedule = f'{plan.how_scale}, t_0 {plan.t_0:g}, {"scaled" if plan.scale_lr else "unscaled"}'
+    return schedule + ('' if plan.unit_costs is None else f', shifted by unit_costs (cost_shift {plan.cost_shift:g})')
+
+
+def print_plan(
+    plan: PlanContent, console: Console, file: str | None = None, settings: Mapping[str, Any] | None = None
+) -> None:
     """Prints a plan for people.
 
     Args:
-        plan (Plan): The plan.
+        plan (PlanContent): The plan.
         console (Console): Where to; tables adapt to its width.
-        file (str): The YAML file, for the command to copy.
+        file (str, optional): The YAML file, for the command to copy; None for a model of Python.
+        settings (Mapping[str, Any], optional): Arguments of FreezeOut that the plan has in place of the file's.
     """
-    channels, height, width = plan.image_shape
-    schedule = f'{plan.how_scale}, t_0 {plan.t_0:g}, {"scaled" if plan.scale_lr else "unscaled"}'
-    if plan.unit_costs is not None:
-        schedule += f', shifted by unit_costs (cost_shift {plan.cost_shift:g})'
-    size = f'{plan.duration} of batches of {plan.batch_size}, images of {channels}x{height}x{width}'
-    _print_lines(console, [f'{plan.run_name}: {schedule}', size], 'bold')
+    kind = 'images' if len(plan.image_shape) == 3 else 'samples'
+    size = f'{plan.duration} of batches of {plan.batch_size}, {kind} of {"x".join(map(str, plan.image_shape))}'
+    _print_lines(console, [f'{plan.run_name}: {describe_schedule(plan)}', size], 'bold')
     console.print()
     console.print(_unit_table(plan))
     if any(unit.freezes_at != unit.t_i for unit in plan.units):
@@ -44,16 +53,11 @@ def print_plan(plan: Plan, console: Console, file: str) -> None:
     console.print()
     _print_lines(console, [f'Warning: {warning}.' for warning in plan.warnings], 'yellow')
     _print_lines(console, [f'Note: {note}.' for note in plan.notes])
-    _print_lines(
-        console,
-        [
-            'What freezing costs in accuracy is not predicted: train the arms of a comparison '
-            '(composer-freezeout compare FAMILY).'
-        ],
-    )
+    compare = '' if file is None else ' (composer-freezeout compare FAMILY)'
+    arms = 'train with and without it' if file is None else 'train the arms of a comparison'
+    _print_lines(console, [f'What freezing costs in accuracy is not predicted: {arms}{compare}.'])
     console.print()
-    if plan.prediction.t_0 is not None:
-        _print_advice(plan, console, file)
+    _print_advice(plan, console, file, settings or {})
 
 
 def _print_lines(console: Console, lines: Sequence[str], style: str = '') -> None:
@@ -61,23 +65,43 @@ def _print_lines(console: Console, lines: Sequence[str], style: str = '') -> Non
         console.print(escape(line), style=style, highlight=False)
 
 
-def _unit_table(plan: Plan) -> Table:
+def _unit_table(plan: PlanContent) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style='bold')
     table.add_column('unit', overflow='fold')
-    for heading in ('parame-\nters', 'forward\nMFLOPs', 'of the\nstep', 'ms per\nstep', 't_i', 'freezes\nin epoch'):
+    columns = _columns(plan)
+    for heading in columns:
         table.add_column(heading, justify='right', no_wrap=True)
-    never = 'never' if any(unit.freeze_epoch for unit in plan.units) else '–'
     for unit in plan.units:
-        table.add_row(
-            escape(unit.name),
-            f'{unit.parameters:,}',
-            f'{unit.forward_flops / 1e6:,.2f}',
-            f'{unit.step_share:.1%}',
-            _milliseconds(unit.forward_seconds, unit.backward_seconds),
-            f'{unit.t_i:.3f}',
-            never if unit.freeze_epoch is None else str(unit.freeze_epoch),
-        )
+        table.add_row(escape(unit.name), *(cell(unit) for cell in columns.values()))
     return table
+
+
+def _columns(plan: PlanContent) -> dict[str, Callable[[PlannedUnit], str]]:
+    """What the table tells of a unit besides its name, by heading: only what is known."""
+    columns: dict[str, Callable[[PlannedUnit], str]] = {
+        'parame-\nters': lambda unit: f'{unit.parameters:,}',
+        'forward\nMFLOPs': lambda unit: f'{unit.forward_flops / 1e6:,.2f}',
+        'of the\nstep': lambda unit: f'{unit.step_share:.1%}',
+    }
+    if plan.measured is not None:
+        columns['ms per\nstep'] = lambda unit: _milliseconds(unit.forward_seconds, unit.backward_seconds)
+    columns['starts\nat lr'] = lambda unit: _first_rates(unit, plan.scale_lr)
+    columns['t_i'] = lambda unit: f'{unit.t_i:.3f}'
+    if any(unit.freeze_epoch for unit in plan.units):
+        columns['freezes\nin epoch'] = lambda unit: _or_never(unit.freeze_epoch)
+    elif any(unit.freeze_batch for unit in plan.units):
+        columns['freezes\nat batch'] = lambda unit: _or_never(unit.freeze_batch)
+    return columns
+
+
+def _or_never(moment: int | None) -> str:
+    return 'never' if moment is None else f'{moment:,}'
+
+
+def _first_rates(unit: PlannedUnit, scale_lr: bool) -> str:
+    """The rates that a unit begins with, without a warm-up."""
+    rates = sorted({rate * lr_factor(0.0, unit.t_i, scale_lr) for rate in unit.learning_rates})
+    return '–'.join(f'{rate:.2g}' for rate in dict.fromkeys([*rates[:1], *rates[-1:]])) or 'none'
 
 
 def _milliseconds(forward: float | None, backward: float | None) -> str:
@@ -87,7 +111,7 @@ def _milliseconds(forward: float | None, backward: float | None) -> str:
     return f'{milliseconds:,.1f}' if milliseconds < 1e3 else f'{milliseconds:,.0f}'
 
 
-def _prediction_table(plan: Plan) -> Table:
+def _prediction_table(plan: PlanContent) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style='bold')
     table.add_column('model')
     table.add_column('saved', justify='right')
@@ -112,7 +136,7 @@ def _prediction_table(plan: Plan) -> Table:
     return table
 
 
-def measurement(plan: Plan) -> str:
+def measurement(plan: PlanContent) -> str:
     """How the seconds of a plan were measured, in sentences; the plan has some."""
     measured = plan.measured
     assert measured is not None
@@ -137,14 +161,22 @@ def _shifted(cost_aware: CostAware) -> list[str]:
     return [f'{saving}.', *([yaml_costs(cost_aware.unit_costs)] if cost_aware.measured_at_each else [])]
 
 
-def _print_advice(plan: Plan, console: Console, file: str) -> None:
-    prediction = plan.prediction
-    assert plan.target is not None and prediction.t_0 is not None
-    t_0 = f'{prediction.t_0:.3f}'
-    _print_lines(console, [f'To save {plan.target:.1%} ({prediction.model}):'])
-    if plan.algorithm is not None:
-        command = f'  composer-freezeout run {file} algorithms.{plan.algorithm}.t_0={t_0}'
-    else:
-        command = f'  algorithms:\n    - name: freezeout\n      t_0: {t_0}\n      how_scale: {plan.how_scale}'
-    console.print(escape(command), highlight=False, soft_wrap=True)
+def _print_advice(plan: PlanContent, console: Console, file: str | None, settings: Mapping[str, Any]) -> None:
+    t_0 = plan.prediction.t_0
+    if t_0 is None and not settings:
+        return
+    title, in_python = 'To train as planned', file is None or bool(settings)
+    if t_0 is not None:
+        title = f'To save {plan.target:.1%} ({plan.prediction.model})'
+        # Where an entry of the file has the other settings already, t_0 is all that changes.
+        others = {} if plan.algorithm is not None else {'how_scale': plan.how_scale}
+        settings = {'t_0': round(t_0, 3), **others} | {name: settings[name] for name in settings if name != 't_0'}
+    if in_python:
+        title += f', in Python: {as_python(settings)}'
+    if file is None:
+        _print_lines(console, [title])
+        return
+    _print_lines(console, [f'{title}; for the YAML file:' if in_python else f'{title}:'])
+    for line in as_lines(settings, file, plan.algorithm):
+        console.print(escape(f'  {line}'), highlight=False, soft_wrap=True)
     console.print()
