@@ -29,14 +29,16 @@ def test_what_users_read_of_a_setting_is_the_same_everywhere(user):
 @pytest.mark.parametrize('user', [FreezeOut, apply_freezeout, LayerFreezer])
 def test_the_defaults_are_the_same_everywhere(user):
     arguments = inspect.signature(user).parameters
-    taken = FIELDS.keys() if user is not LayerFreezer else FIELDS.keys() - {'layers', 'granularity', 'max_stages'}
+    # That is given the units.
+    of_units = {'layers', 'granularity', 'max_stages', 'head'} if user is LayerFreezer else set()
+    taken = FIELDS.keys() - of_units
     assert {name: arguments[name].default for name in taken} == {name: FIELDS[name] for name in taken}
 
 
 def test_every_setting_but_fuse_frozen_stands_in_checkpoints_as_plain_values():
-    state = Settings(layers=('a', 'b'), unit_costs=(1, 0)).state_dict()
+    state = Settings(layers=('a', 'b'), unit_costs=(1, 0), head=('b',)).state_dict()
     assert state.keys() == FIELDS.keys() - {'fuse_frozen'}
-    assert (state['layers'], state['unit_costs']) == (['a', 'b'], [1, 0])
+    assert (state['layers'], state['unit_costs'], state['head']) == (['a', 'b'], [1, 0], ['b'])
 
 
 def test_later_changes_to_a_list_change_no_settings():

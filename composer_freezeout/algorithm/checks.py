@@ -4,6 +4,7 @@ from composer.core import State, Time
 
 from composer_freezeout.algorithm.progress import as_progress
 from composer_freezeout.freezing.execution.find import execution_of
+from composer_freezeout.freezing.observing.head import check_head
 from composer_freezeout.freezing.observing.partition import partition_model
 from composer_freezeout.method.schedule import check_warmup
 from composer_freezeout.method.settings import Settings
@@ -24,11 +25,16 @@ def check_early(state: State, settings: Settings, t_warmup: Time | None) -> None
     """
     model = execution_of(state.model).module
     if settings.layers is not None:
-        settings.freeze_times(len(partition_model(model, layers=settings.layers).units))
+        partition = partition_model(model, layers=settings.layers, head=settings.head)
+        settings.freeze_times(len(partition.units), partition.heads)
+    elif settings.head is not None:
+        check_head(model, settings.head)
     if t_warmup is not None and state.max_duration is not None and state.dataloader_len is not None:
         holders = sum(any(p.requires_grad for p in m.parameters(recurse=False)) for m in model.modules())
         num_units = max(1, holders) if settings.unit_costs is None else len(settings.unit_costs)
-        check_warmup(as_progress(t_warmup, state), settings.freeze_times(num_units)[0])
+        # With costs and a head the first batch alone shows how many units freeze, and with it when the first one does.
+        if settings.unit_costs is None or settings.head is None:
+            check_warmup(as_progress(t_warmup, state), settings.freeze_times(num_units)[0])
 
 
 def check_batches(state: State) -> None:

@@ -132,6 +132,10 @@ class FreezeOut(Algorithm):
             FreezeOut. Default: ``None``, the paper's freeze times.
         cost_shift (float, optional): How much earlier a unit freezes that costs twice the average, as a fraction of
             training, in ``(0, 1]``, as far as order and bounds permit. Default: ``0.25``.
+        head (Sequence[str], optional): What trains to the end, such as a new head of several layers: regular
+            expressions over module names, as in ``layers``, where the ``module.`` of a wrapper may be left out. Its
+            learning rate follows one cosine to the end of training. The other units freeze as if the head were the
+            paper's last layer. Default: ``None``, the last unit, and others that no unit comes behind.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -152,6 +156,7 @@ class FreezeOut(Algorithm):
         fuse_frozen: bool = True,
         unit_costs: Sequence[float] | None = None,
         cost_shift: float = COST_SHIFT,
+        head: Sequence[str] | None = None,
     ) -> None:
         self.settings = Settings(
             t_0=t_0,
@@ -164,6 +169,7 @@ class FreezeOut(Algorithm):
             fuse_frozen=fuse_frozen,
             unit_costs=unit_costs,
             cost_shift=cost_shift,
+            head=head,
         )
         self.t_warmup = None if t_warmup is None else parse_warmup(t_warmup)
         if not isinstance(const_time, bool):

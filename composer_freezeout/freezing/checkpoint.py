@@ -11,11 +11,15 @@ from composer_freezeout.freezing.observing.partition import Partition
 from composer_freezeout.freezing.observing.units import Unit
 from composer_freezeout.freezing.prefix.pairs import Known
 from composer_freezeout.freezing.prefix.starvation import Gradients
+from composer_freezeout.method.allocation import COST_SHIFT
 
 __all__ = ['ADOPT', 'Saved', 'check_same_settings']
 
 # How a user of Composer says that a checkpoint's settings don't count.
 ADOPT = "load_ignore_keys=['state/algorithms']"
+
+# Settings that came later, with the values that say what there was before.
+_LATER = {'unit_costs': None, 'cost_shift': COST_SHIFT, 'head': None}
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,10 @@ class Saved:
 
 
 def check_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Checks that a checkpoint was made with the settings of now; those that it doesn't mention are not compared.
+    """Checks that a checkpoint was made with the settings of now.
+
+    One that doesn't mention a setting that came later was made with its default; what else it doesn't mention isn't
+    compared.
 
     Args:
         saved (Mapping[str, Any]): Settings in the checkpoint.
@@ -124,9 +131,10 @@ def check_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) ->
     Raises:
         ValueError: If one differs.
     """
+    saved = {**_LATER, **saved} if saved else {}
     for name, value in current.items():
-        if saved.get(name, value) != value:
+        if (before := saved.get(name, value)) != value:
             raise ValueError(
-                f'the checkpoint was made with FreezeOut({name}={saved[name]!r}), not {name}={value!r}; use the same '
+                f'the checkpoint was made with FreezeOut({name}={before!r}), not {name}={value!r}; use the same '
                 f'value, or adopt the new one with {ADOPT}'
             )

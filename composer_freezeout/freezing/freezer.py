@@ -131,6 +131,7 @@ class LayerFreezer:
             lambda: self.check_gradients(finished=False),
         )
         self._model = model
+        self._head = settings.head
         self._observed = Observation() if observed is None else observed
         self._buffers = BufferWatch(model, (norm for unit in partition.units for norm in unit.norms))
         self._watch = GradientWatch(model, parameters, observed)
@@ -164,7 +165,8 @@ class LayerFreezer:
         if new := self._buffers.changed():
             known = frozenset(norm for unit in self.partition.units for norm in unit.norms)
             observed = replace(self._observed, changed=known | new)
-            self.learn(replace(self.partition, units=tuple(place_norms(self._model, self.partition.units, observed))))
+            units = place_norms(self._model, self.partition.units, observed, head=self._head)
+            self.learn(replace(self.partition, units=tuple(units)))
 
     def saved(self, frozen_at: Sequence[int]) -> Saved:
         """What a checkpoint has to hold.

@@ -27,6 +27,7 @@ def apply_freezeout(
     unit_costs: Sequence[float] | None = None,
     cost_shift: float = COST_SHIFT,
     max_stages: int | None = None,
+    head: Sequence[str] | None = None,
 ) -> FreezeOutLoop:
     """Sets up `FreezeOut <https://arxiv.org/abs/1706.04983>`_ for a training loop without a trainer.
 
@@ -81,6 +82,10 @@ def apply_freezeout(
         max_stages (int, optional): How often units may freeze, in ``[1, ∞)``. The units of a stage freeze together when
             the last of them is due; until then they stand still, all but their BatchNorm's statistics. Default:
             ``None``: no limit, or 4 if the model is compiled, as each stage is compiled anew.
+        head (Sequence[str], optional): What trains to the end, such as a new head of several layers: regular
+            expressions over module names, as in ``layers``, where the ``module.`` of a wrapper may be left out. Its
+            learning rate follows one cosine to the end of training. The other units freeze as if the head were the
+            paper's last layer. Default: ``None``, the last unit, and others that no unit comes behind.
 
     Returns:
         FreezeOutLoop: To be called at the start of each batch and at the end of each epoch.
@@ -100,6 +105,7 @@ def apply_freezeout(
         fuse_frozen=fuse_frozen,
         unit_costs=unit_costs,
         cost_shift=cost_shift,
+        head=head,
     )
     if not isinstance(model, nn.Module) or isinstance(model, nn.DataParallel):
         raise TypeError(f'model must be a module, which DistributedDataParallel may wrap, got {type(model).__name__}')

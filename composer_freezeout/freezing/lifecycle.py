@@ -101,7 +101,8 @@ class Lifecycle:
             model (nn.Module): The model, without a wrapper.
             observed (Observation): What was seen.
         """
-        return agreed(partition_model(model, observed, self.settings.layers, self.settings.granularity))
+        settings = self.settings
+        return agreed(partition_model(model, observed, settings.layers, settings.granularity, settings.head))
 
     def set_up(
         self,

@@ -14,6 +14,7 @@ from composer_freezeout.freezing.execution.find import execution_of
 from composer_freezeout.freezing.freezer import LayerFreezer
 from composer_freezeout.freezing.hooks import UncopiedHook
 from composer_freezeout.freezing.lifecycle import Lifecycle, agreed
+from composer_freezeout.freezing.observing.head import check_head
 from composer_freezeout.freezing.observing.observer import refuse_scripted
 from composer_freezeout.freezing.observing.partition import Partition, completed, partition_model
 from composer_freezeout.freezing.optimizer.check import check_optimizer
@@ -70,7 +71,10 @@ class FreezeOutLoop:
                 'example batch, such as `lambda: model(example_inputs)`'
             )
         if settings.layers is not None:
-            self._life.set_up(self._execution, optimizer, partition_model(self._model, layers=settings.layers))
+            partition = partition_model(self._model, layers=settings.layers, head=settings.head)
+            self._life.set_up(self._execution, optimizer, partition)
+        elif settings.head is not None:
+            check_head(self._model, settings.head)
         self._to_observe = True
         self._first_step = optimizer.register_step_pre_hook(self._before_first_step)
 
@@ -221,7 +225,8 @@ class FreezeOutLoop:
         self._observing_is_over()
         if (freezer := self._life.freezer) is not None:
             known = freezer.partition
-            partition = completed(known, self._model, observed, self._life.settings.layers)
+            settings = self._life.settings
+            partition = completed(known, self._model, observed, settings.layers, settings.head)
             if freezer.units_frozen:  # of frozen units the graph doesn't tell
                 partition = replace(partition, cuts=known.cuts)
             freezer.learn(agreed(partition))

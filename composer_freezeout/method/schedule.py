@@ -63,7 +63,7 @@ def freeze_times(
 
     :math:`t_i = f(t_0 + (1 - t_0)\,i / (n - 1))` with :math:`f(x) = x`, :math:`x^2` or :math:`x^3` (section 3 of the
     paper; the squared scale is from its published code). The last unit trains to the end; with one unit ``t_0`` is
-    unused. Of several heads each trains to the end, as the last unit does.
+    unused. Heads train to the end: the others freeze as if there were one unit behind them, and not ``heads``.
 
     Args:
         num_units (int): Number of units ``n``, in ``[1, ∞)``.

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from composer_freezeout.method.allocation import COST_SHIFT, check_unit_costs
 from composer_freezeout.method.schedule import HowScale, check_schedule, freeze_stages, freeze_times
 
-__all__ = ['BatchNormMode', 'Granularity', 'Settings', 'check_batchnorm', 'check_layers']
+__all__ = ['BatchNormMode', 'Granularity', 'Settings', 'check_batchnorm', 'check_patterns']
 
 BatchNormMode = Literal['eval', 'batch', 'update']
 Granularity = Literal['module', 'block']
@@ -47,6 +47,10 @@ class Settings:
             FreezeOut. Default: ``None``, the paper's freeze times.
         cost_shift (float, optional): How much earlier a unit freezes that costs twice the average, as a fraction of
             training, in ``(0, 1]``, as far as order and bounds permit. Default: ``0.25``.
+        head (Sequence[str], optional): What trains to the end, such as a new head of several layers: regular
+            expressions over module names, as in ``layers``, where the ``module.`` of a wrapper may be left out. Its
+            learning rate follows one cosine to the end of training. The other units freeze as if the head were the
+            paper's last layer. Default: ``None``, the last unit, and others that no unit comes behind.
 
     Raises:
         TypeError: If one has the wrong type.
@@ -63,6 +67,7 @@ class Settings:
     fuse_frozen: bool = True
     unit_costs: Sequence[float] | None = None
     cost_shift: float = COST_SHIFT
+    head: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_schedule(self.t_0, self.how_scale)
@@ -72,13 +77,15 @@ class Settings:
         for name in ('scale_lr', 'fuse_frozen'):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f'{name} must be True or False, got {value!r}')
+        if self.head is not None:
+            check_patterns(self.head, 'head')
         if self.layers is not None:
-            check_layers(self.layers)
+            check_patterns(self.layers, 'layers')
             if self.granularity != 'module':
                 raise ValueError(f'layers already says what the units are; leave out granularity={self.granularity!r}')
         _check_stages(self.max_stages)
         # What the caller does with its lists afterwards changes no settings.
-        for name in ('layers', 'unit_costs'):
+        for name in ('layers', 'unit_costs', 'head'):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))
 
@@ -109,31 +116,33 @@ class Settings:
             'max_stages': self.max_stages,
             'unit_costs': None if self.unit_costs is None else list(self.unit_costs),
             'cost_shift': self.cost_shift,
+            'head': None if self.head is None else list(self.head),
         }
 
 
-def check_layers(layers: Sequence[str]) -> None:
-    """Checks that ``layers`` is a non-empty list of regular expressions.
+def check_patterns(patterns: Sequence[str], name: str) -> None:
+    """Checks that a setting is a non-empty list of regular expressions.
 
     Args:
-        layers (Sequence[str]): The expressions.
+        patterns (Sequence[str]): The expressions.
+        name (str): Name of the setting, for errors.
 
     Raises:
         TypeError: If it isn't a list or tuple of strings.
         ValueError: If it is empty or an expression doesn't compile.
     """
     # The order counts, so a set won't do, and neither will what can be read only once.
-    if not isinstance(layers, Sequence) or isinstance(layers, str) or not all(isinstance(p, str) for p in layers):
-        raise TypeError(f'layers must be a list of regular expressions, got {layers!r}')
-    if not layers:
+    if not isinstance(patterns, Sequence) or isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(f'{name} must be a list of regular expressions, got {patterns!r}')
+    if not patterns:
         raise ValueError(
-            'layers must hold at least one regular expression, got an empty list; leave it out for the default'
+            f'{name} must hold at least one regular expression, got an empty list; leave it out for the default'
         )
-    for pattern in layers:
+    for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f'layers: {pattern!r} is not a regular expression: {error}') from None
+            raise ValueError(f'{name}: {pattern!r} is not a regular expression: {error}') from None
 
 
 def check_batchnorm(batchnorm: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from composer_freezeout.freezing.observing.head import head_matcher
 from composer_freezeout.freezing.observing.names import join_names, without_parametrizations
 from composer_freezeout.freezing.observing.observation import Observation
 from composer_freezeout.freezing.observing.patterns import matcher
@@ -17,11 +18,16 @@ __all__ = ['place_norms']
 
 
 def place_norms(
-    model: nn.Module, units: Sequence[Unit], observed: Observation, layers: Sequence[str] | None = None
+    model: nn.Module,
+    units: Sequence[Unit],
+    observed: Observation,
+    layers: Sequence[str] | None = None,
+    head: Sequence[str] | None = None,
 ) -> list[Unit]:
     """Gives each module whose buffers training changes to the unit with which it has to stand still.
 
-    That is the last unit with parameters in the module, or else the one before it in the forward pass. Modules whose
+    That is the last unit with parameters in the module, or else the one before it in the forward pass; of what is in
+    the head, the last unit. Modules whose
     parameters the user has frozen are left alone.
 
     Args:
@@ -29,6 +35,7 @@ def place_norms(
         units (Sequence[Unit]): Its units; norms that they have already are placed anew.
         observed (Observation): What a step has shown.
         layers (Sequence[str], optional): The expressions that the units were made from, where they were.
+        head (Sequence[str], optional): Those of the head.
 
     Returns:
         list[Unit]: The units, with their norms.
@@ -37,6 +44,8 @@ def place_norms(
     index = {name: i for i, unit in enumerate(units) for name in unit.parameters}
     order = sorted((position[name], i) for name, i in index.items() if name in position)
     matches = matcher(model, layers) if layers is not None else None
+    in_head = head_matcher(model, head) if head is not None else None
+    by_name = {unit.name: i for i, unit in enumerate(units)}
     norms: dict[int, list[str]] = defaultdict(list)
     previous = 0
     for module_name, module in model.named_modules():
@@ -49,8 +58,10 @@ def place_norms(
             read = [observed.reads[name] for name in buffers if name in observed.reads]
             if within:
                 unit = max(within)
-            elif matches is not None and (found := matches(module_name)):
-                unit = next(i for i, of_unit in enumerate(units) if of_unit.name == found[0])
+            elif in_head is not None and in_head(module_name):
+                unit = len(units) - 1
+            elif matches is not None and (found := [p for p in matches(module_name) if p in by_name]):
+                unit = by_name[found[0]]
             elif read:
                 unit = next((i for used, i in reversed(order) if used < max(read)), 0)
             else:  # read by scripted code, which hides it: it goes with what is registered before it

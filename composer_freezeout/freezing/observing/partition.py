@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from composer_freezeout.freezing.observing.head import find_head
 from composer_freezeout.freezing.observing.names import owners_of
 from composer_freezeout.freezing.observing.norms import place_norms
 from composer_freezeout.freezing.observing.observation import Observation
 from composer_freezeout.freezing.observing.order import order_units
 from composer_freezeout.freezing.observing.patterns import units_by_pattern
 from composer_freezeout.freezing.observing.units import Unit
-from composer_freezeout.method.settings import Granularity, check_layers
+from composer_freezeout.method.settings import Granularity, check_patterns
 
 __all__ = ['Partition', 'Unit', 'completed', 'partition_model']
 
@@ -28,8 +29,8 @@ class Partition:
         units (tuple[Unit, ...]): First to freeze first.
         cuts (tuple[int, ...]): ``cuts[k]``: of the first ``k`` units, how many leave the backward pass when these ``k``
             are frozen. ``cuts[k] == k`` where nothing that is still trained comes before a frozen unit.
-        heads (int): How many of the last units train to the end, in ``[1, len(units)]``: those behind which nothing
-            else is trained, and those that the observed step didn't use.
+        heads (int): How many of the last units train to the end, in ``[1, len(units)]``: the head that the user names,
+            those behind which nothing else is trained, and those that the observed step didn't use.
         unseen (tuple[str, ...]): Units, among the heads, that the observed step didn't use.
         input_requires_grad (bool): Whether something in front of the units, like the input, gets a gradient as well.
         written (tuple[str, ...]): Parameters that the forward pass itself writes to.
@@ -112,6 +113,7 @@ def partition_model(
     observed: Observation | None = None,
     layers: Sequence[str] | None = None,
     granularity: Granularity = 'module',
+    head: Sequence[str] | None = None,
 ) -> Partition:
     """Splits a model's trainable parameters into ordered units.
 
@@ -127,13 +129,15 @@ def partition_model(
             the unit whose expression matches its full name or that of a module around it.
         granularity (str): ``'module'``, or ``'block'`` to make a unit of each residual, dense or transformer block: the
             modules with children of their own that a ``Sequential``, ``ModuleList`` or ``ModuleDict`` holds.
+        head (Sequence[str], optional): Regular expressions for what trains to the end. With ``layers``, a unit for each
+            of them, and what they match is in no other unit.
 
     Returns:
         Partition: At least one unit.
 
     Raises:
-        ValueError: If nothing is trainable; if ``layers`` has an expression that matches nothing, if two match the same
-            parameter, or if none matches a trainable parameter.
+        ValueError: If nothing is trainable, or nothing but the head; if ``layers`` or ``head`` has an expression that
+            matches nothing; if two of ``layers`` match the same parameter, or if none matches a trainable parameter.
     """
     if layers is None and observed is None:
         raise ValueError('the order of the units is unknown; give `layers`, or an example batch to trace')
@@ -143,18 +147,25 @@ def partition_model(
     owners = owners_of(model)
     users = {} if observed is None else observed.users
     home = {name: users.get(name, owners[name][-1]) for name in names}
+    of_head = {} if head is None else find_head(model, home, head)
     if layers is not None:
-        check_layers(layers)
-        units, heads, unseen = units_by_pattern(model, home, layers), 1, ()
+        check_patterns(layers, 'layers')
+        units, heads, unseen = units_by_pattern(model, home, layers, of_head), max(1, len(set(of_head.values()))), ()
     else:
         assert observed is not None
-        units, heads, unseen = order_units(model, home, observed, granularity)
+        units, heads, unseen = order_units(model, home, observed, granularity, of_head)
     partition = Partition(tuple(units), tuple(range(len(units) + 1)), heads, unseen)
     # Where nothing has been observed, the order that was given is taken for that of the forward pass.
-    return partition if observed is None else completed(partition, model, observed, layers)
+    return partition if observed is None else completed(partition, model, observed, layers, head)
 
 
-def completed(partition: Partition, model: nn.Module, observed: Observation, layers: Sequence[str] | None) -> Partition:
+def completed(
+    partition: Partition,
+    model: nn.Module,
+    observed: Observation,
+    layers: Sequence[str] | None,
+    head: Sequence[str] | None,
+) -> Partition:
     """Adds to units what a training step has shown of them.
 
     Args:
@@ -162,11 +173,12 @@ def completed(partition: Partition, model: nn.Module, observed: Observation, lay
         model (nn.Module): The model.
         observed (Observation): What a step has shown, with nothing frozen by the units yet.
         layers (Sequence[str], optional): The expressions that the units were made from, where they were.
+        head (Sequence[str], optional): Those of the head.
 
     Returns:
         Partition: The same units, with their norms and cuts.
     """
-    units = place_norms(model, partition.units, observed, layers)
+    units = place_norms(model, partition.units, observed, layers, head)
     return replace(
         partition,
         units=tuple(units),

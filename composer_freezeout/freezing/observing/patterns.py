@@ -12,7 +12,9 @@ from composer_freezeout.freezing.observing.units import Unit
 __all__ = ['matcher', 'units_by_pattern']
 
 
-def units_by_pattern(model: nn.Module, home: Mapping[str, str], layers: Sequence[str]) -> list[Unit]:
+def units_by_pattern(
+    model: nn.Module, home: Mapping[str, str], layers: Sequence[str], head: Mapping[str, str] | None = None
+) -> list[Unit]:
     """Makes a unit for each regular expression.
 
     Args:
@@ -20,9 +22,11 @@ def units_by_pattern(model: nn.Module, home: Mapping[str, str], layers: Sequence
         home (Mapping[str, str]): Name of the module that each trainable parameter belongs to.
         layers (Sequence[str]): The expressions. A module belongs to the one that matches one of its names, or one of a
             module around it.
+        head (Mapping[str, str], optional): Parameters of the head, which are in no other unit, each with the name of
+            its unit.
 
     Returns:
-        list[Unit]: In the order of the expressions.
+        list[Unit]: In the order of the expressions, without those that match nothing but the head, and then its units.
 
     Raises:
         ValueError: If an expression matches nothing or stands there twice, or if a parameter is matched by none or two.
@@ -30,7 +34,7 @@ def units_by_pattern(model: nn.Module, home: Mapping[str, str], layers: Sequence
     repeated = [pattern for pattern, count in Counter(layers).items() if count > 1]
     if repeated:
         raise ValueError(f'layers: {repeated[0]!r} stands more than once; each unit has one expression')
-    matches = matcher(model, layers)
+    matches, head = matcher(model, layers), {} if head is None else head
     parameters: dict[str, list[str]] = {pattern: [] for pattern in layers}
     for name, module_name in home.items():
         found = matches(module_name)
@@ -38,6 +42,8 @@ def units_by_pattern(model: nn.Module, home: Mapping[str, str], layers: Sequence
             raise ValueError(
                 f'layers: {found[0]!r} and {found[1]!r} both match the parameter {name!r}; make one narrower'
             )
+        if not found and name in head:
+            continue
         if not found:
             raise ValueError(
                 f'layers: no expression matches the trainable parameter {name!r} (module {module_name!r}); add one, or '
@@ -50,7 +56,11 @@ def units_by_pattern(model: nn.Module, home: Mapping[str, str], layers: Sequence
                 f'layers: {pattern!r} matches no module with trainable parameters; module names are '
                 f'{", ".join(repr(name) for name in list(dict.fromkeys(home.values()))[:3])}, …'
             )
-    return [Unit(pattern, tuple(names)) for pattern, names in parameters.items()]
+    of_head: dict[str, list[str]] = defaultdict(list)
+    for name, unit_name in head.items():
+        of_head[unit_name].append(name)
+    rest = {pattern: [name for name in names if name not in head] for pattern, names in parameters.items()}
+    return [Unit(name, tuple(names)) for units in (rest, of_head) for name, names in units.items() if names]
 
 
 def matcher(model: nn.Module, layers: Sequence[str]) -> Callable[[str], list[str]]:
