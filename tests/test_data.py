@@ -288,6 +288,82 @@ def test_image_folder_that_is_not_there(folder, keys, part):
         open_source(section('image_folder', **{'root': str(root), **keys}))
 
 
+def test_cifar_is_also_read_from_folders_of_lossless_images(tmp_path):
+    for split in ('train', 'test'):
+        for index in range(10):
+            (tmp_path / split / f'class{index}').mkdir(parents=True)
+            Image.new('RGB', (32, 32), (index, 100, 200)).save(tmp_path / split / f'class{index}' / '0.png')
+    source = open_source(section('cifar10', root=str(tmp_path), subset={'classes': ['3-4']}))
+    assert isinstance(source.dataset, ImageTensors) and source.num_classes == 2
+    assert source.dataset.images[:, 0, 0, 0].tolist() == [3, 4] and source.dataset.augment == Augment(
+        crop_padding=4, flip=True
+    )
+    assert torch.equal(source.normalize.mean.flatten(), torch.tensor([0.4914, 0.4822, 0.4465]) * 255)
+    with pytest.raises(ConfigError, match=r'train_data\.root: .*has 10 folders of classes: it is not cifar100'):
+        open_source(section('cifar100', root=str(tmp_path)))
+    (tmp_path / 'train' / 'class0' / '1.jpg').touch()
+    with pytest.raises(ConfigError, match='has JPEG files, whose pixels are others: it is not cifar10'):
+        open_source(section('cifar10', root=str(tmp_path)))
+
+
+# Subsets
+
+
+def test_a_subset_has_some_classes_and_so_many_samples_of_each():
+    whole = open_source(section('digits')).dataset
+    part = open_source(section('digits', subset={'classes': [9, '2-3'], 'per_class': 5}), seed=3)
+    assert isinstance(whole, ImageTensors) and isinstance(part.dataset, ImageTensors) and part.num_classes == 3
+    assert torch.bincount(part.dataset.labels).tolist() == [5, 5, 5]
+    # They are numbered in the order of the choice, and stand in that of the data set.
+    places = [torch.nonzero((whole.images == image).flatten(1).all(1)).flatten()[0] for image in part.dataset.images]
+    assert places == sorted(places)
+    assert [(9, 2, 3)[label] for label in part.dataset.labels] == whole.labels[torch.stack(places)].tolist()
+
+
+def test_the_samples_of_a_subset_are_drawn_with_the_seed():
+    config = section('digits', subset={'per_class': 5})
+    first, again, other = (open_source(config, seed=seed).dataset.images for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_what_is_not_in_the_subset_is_not_decoded(folder):
+    root = folder()
+    (root / 'train' / 'class0' / '0.png').write_bytes(b'no image')
+    source = open_source(section('image_folder', root=str(root), cache=True, subset={'classes': [1]}))
+    assert source.dataset.labels.tolist() == [0, 0] and source.num_classes == 1
+
+
+def test_files_of_a_subset_are_read_when_they_are_needed(folder):
+    config = section('image_folder', root=str(folder()), image_size=16, subset={'classes': [1], 'per_class': 1})
+    dataset = open_source(config).dataset
+    assert len(dataset) == 1 and dataset[0][1] == 0
+
+
+@pytest.mark.parametrize(
+    ('subset', 'part'),
+    [
+        ({'classes': [10]}, r'train_data\.subset\.classes: has class 10, but the data set has 10 classes, 0 to 9'),
+        ({'per_class': 10**6}, r'train_data\.subset\.per_class: is 1000000, but a class has \d+ samples'),
+    ],
+)
+def test_a_subset_that_is_not_there(subset, part):
+    with pytest.raises(ConfigError, match=part):
+        open_source(section('digits', subset=subset))
+
+
+@pytest.mark.parametrize('classes', [[], ['5-3'], [-1], ['a'], [1.5], [True], [3, '2-4']])
+def test_classes_that_are_none(classes):
+    with pytest.raises(ValueError):
+        section('digits', subset={'classes': classes})
+
+
+def test_the_number_of_classes_is_that_of_the_subset():
+    assert section('cifar100', subset={'classes': ['80-99']}).number_of_classes == 20
+    assert section('image_folder', root='.', subset={'classes': [4, 7]}).number_of_classes == 2
+    assert section('cifar100', subset={'per_class': 3}).number_of_classes == 100
+    assert section('image_folder', root='.').number_of_classes is None
+
+
 def test_another_number_of_classes(folder):
     with pytest.raises(ConfigError, match=r'model\.num_classes: is 10, but train_data \(image_folder\) has 2 classes'):
         batches(section('image_folder', root=str(folder()), cache=True))

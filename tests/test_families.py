@@ -16,7 +16,10 @@ from composer_freezeout.run.yaml_files import read_yaml
 
 YAMLS = Path(__file__).parent.parent / 'yamls'
 QUICKSTART = 'quickstart'
-FAMILIES = sorted(folder.name for folder in YAMLS.iterdir() if folder.is_dir())
+FOLDERS = sorted(folder for folder in YAMLS.iterdir() if folder.is_dir())
+# Families that fine-tune have a file for what comes before.
+FINE_TUNING = [folder.name for folder in FOLDERS if (folder / 'pretrain.yaml').is_file()]
+FAMILIES = [folder.name for folder in FOLDERS if folder.name not in FINE_TUNING]
 FULL = [family for family in FAMILIES if family != QUICKSTART]
 
 # how_scale, t_0, scale_lr, const_time
@@ -99,6 +102,33 @@ def test_an_arm_has_the_settings_that_its_name_says(family, arm):
     assert raw['algorithms'] == [expected]
 
 
+@pytest.mark.parametrize('family', FINE_TUNING)
+def test_arms_that_fine_tune_differ_in_name_method_and_schedule_only(family):
+    def shared(file: Path) -> dict:
+        raw = read_yaml(file)
+        assert raw.pop('run_name') == f'{family.replace("_", "-")}-{file.stem}'
+        assert raw.pop('output') == f'runs/{family}/{file.stem}'
+        for key in ('algorithms', 'scheduler'):
+            raw.pop(key, None)
+        raw['model'].pop('freeze', None)
+        return raw
+
+    files = sorted(set((YAMLS / family).glob('*.yaml')) - {file_of(family, 'pretrain')})
+    assert {'baseline', 'freezeout', 'layer_freezing'} <= {file.stem for file in files}
+    assert all(shared(file) == shared(file_of(family, 'baseline')) for file in files)
+
+
+@pytest.mark.parametrize('family', FINE_TUNING)
+def test_arms_begin_with_what_the_pretraining_leaves_and_train_on_other_classes(family):
+    before, config = load(file_of(family, 'pretrain')), load(file_of(family, 'baseline'))
+    assert config.model.weights == f'{before.checkpoint_folder}/latest-rank0.pt'
+    assert before.model.name == config.model.name and before.train_data.name == config.train_data.name
+    chosen = [set(c.train_data.subset.indices) for c in (before, config)]
+    assert not set.intersection(*chosen) and len(set.union(*chosen)) == before.train_data.num_classes_known
+    for own in (before, config):
+        assert own.train_data.subset.classes == own.eval_data.subset.classes
+
+
 def test_the_first_unit_freezes_about_halfway_whatever_the_schedule():
     firsts = [freeze_times(50, t_0, how_scale)[0] for how_scale, t_0, _, _ in FREEZEOUT.values()]
     assert firsts == pytest.approx([0.5] * len(firsts), abs=0.02)
@@ -144,7 +174,7 @@ def test_a_family_trains(family, arm, tmp_path):
 
 
 def test_the_families_are_named():
-    assert names() == FAMILIES
+    assert names() == sorted([*FAMILIES, *FINE_TUNING])
 
 
 @pytest.mark.parametrize(

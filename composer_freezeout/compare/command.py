@@ -18,6 +18,11 @@ would put all its runs at the end. So its length may differ a little between see
 Where other processes held up some arms more than others, which shows in the CPU time that they got, CPU times are
 compared in place of wall-clock, or nothing is judged; the report says so.
 
+A family with a ``pretrain.yaml`` fine-tunes: that run is done first, into the folder of the results, and all arms begin
+with its weights. ``pretrain.KEY=VALUE`` lays over that file, ``model.weights=FILE`` takes other weights instead. There
+``static`` is the baseline with as many of its first layers frozen from the start as save what ``freezeout`` does,
+``static_0.25`` with as many as save 25 %, and ``head_only`` trains the last layer only.
+
 What has been finished is not done again: after an interruption, the same command goes on.
 
 ``--workers`` trains several runs at once, ``--ray`` on the machines of a Ray cluster; with ``--only`` and ``--seed`` a
@@ -47,12 +52,14 @@ from composer_freezeout.compare.command_line import (
 )
 from composer_freezeout.compare.judging.comparison import load
 from composer_freezeout.compare.judging.manifest import new_manifest
-from composer_freezeout.compare.training.folder import claimed, prepare_folder
+from composer_freezeout.compare.training.folder import check_folder, claimed, prepare_folder
 from composer_freezeout.compare.training.ongoing import OngoingComparison, clear
+from composer_freezeout.compare.training.pretraining import with_weights
 from composer_freezeout.compare.training.rounds import run_all
 from composer_freezeout.run.arguments import count
 from composer_freezeout.run.families import find_family, names
 from composer_freezeout.run.faults import Refused
+from composer_freezeout.run.plugins import add_import_option, load_plugins
 from composer_freezeout.run.processes import stoppable
 from composer_freezeout.run.threads import settle_threads
 
@@ -108,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--scale', type=scale_factor, default=1.0, metavar='S', help='factor on epochs and their batches (1)'
     )
+    add_import_option(parser)
     add_executor_options(parser)
     parser.add_argument(
         '--only', metavar='ARM', help='train one run of this arm, with --seed; several such commands may share --out'
@@ -138,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settle_threads()
 
     def compare() -> int:
+        load_plugins(arguments.imports)
         if (arguments.only is None) != (arguments.seed is None):
             raise Refused('--only ARM and --seed S go together: they name one run; for several, --arms and --seeds')
         with claimed(arguments.out, shared=arguments.only is not None):
@@ -148,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(arguments: argparse.Namespace, command: str) -> int:
     console, out = Console(), arguments.out
-    comparison = _prepared(arguments, command)
+    comparison = _prepared(arguments, command, console)
     trained = executor(arguments, comparison.arms[0].config.device)
     if not arguments.allow_mixed:
         comparison.check_environment(trained)
@@ -167,16 +176,27 @@ def _compare(arguments: argparse.Namespace, command: str) -> int:
     return 1 if missing else 0
 
 
-def _prepared(arguments: argparse.Namespace, command: str) -> OngoingComparison:
+def _prepared(arguments: argparse.Namespace, command: str, console: Console) -> OngoingComparison:
     """What is to be run, with the finished runs that the folder holds."""
     out, family = arguments.out, find_family(arguments.family)
     arm_names = choose_arms(family_arms(family), arguments.arms)
-    arms, data = read_arms(family, arm_names, arguments.overrides, arguments.scale)
+    if not arguments.overwrite:
+        check_folder(out)
+    overrides = with_weights(
+        family,
+        out,
+        arguments.overrides,
+        lambda overrides: read_arms(family, arm_names, overrides, arguments.scale),
+        lambda device: executor(arguments, device),
+        console,
+        anew=arguments.overwrite and arguments.only is None,
+    )
+    arms, data = read_arms(family, arm_names, overrides, arguments.scale)
     arms = with_lengths(arms, _lengths(arguments, arms, data), data)
     first, number = (arms[0].config.seed, arguments.seeds) if arguments.seed is None else (arguments.seed, 1)
     seeds = range(first, first + number)
     check_seeds('--seeds' if arguments.seed is None else '--seed', seeds)
-    manifest = new_manifest(family, [arm.name for arm in arms], seeds, arguments.scale, arguments.overrides, command)
+    manifest = new_manifest(family, [arm.name for arm in arms], seeds, arguments.scale, overrides, command)
     if arguments.only is None:
         manifest = prepare_folder(out, manifest, arguments.overwrite)
     comparison = OngoingComparison(out, arms, data, seeds, manifest)
@@ -197,7 +217,8 @@ def _compare_only(arguments: argparse.Namespace, command: str) -> int:
     """Trains one run; the report is left to ``composer-freezeout report``."""
     from composer_freezeout.compare.training.single import run_one
 
-    comparison, console = _prepared(arguments, command), Console()
+    console = Console()
+    comparison = _prepared(arguments, command, console)
     trained = executor(arguments, comparison.arms[0].config.device)
     if not arguments.allow_mixed:
         comparison.check_environment(trained)

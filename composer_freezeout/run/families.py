@@ -5,8 +5,10 @@ from pathlib import Path
 import composer_freezeout
 from composer_freezeout.run.faults import ConfigError, Fault, Refused, suggest
 
-__all__ = ['find_config', 'find_family', 'names']
+__all__ = ['PRETRAIN', 'find_config', 'find_family', 'names']
 
+# The file of a family that is no arm: what trains the weights that its arms begin with.
+PRETRAIN = 'pretrain'
 # The configuration of a family that its name alone stands for.
 _DEFAULT = 'freezeout'
 _SUFFIXES = ('.yaml', '.yml')

@@ -35,9 +35,7 @@ def chosen(
         return torch.arange(len(labels)), labels, num_classes
     classes = list(range(num_classes)) if subset.indices is None else subset.indices
     if max(classes) >= num_classes:
-        fault = (
-            f'has class {max(classes)}, but the data set has {num_classes}, 0 to {num_classes - 1}; choose from these'
-        )
+        fault = f'has class {max(classes)}, but the data set has {num_classes} classes, 0 to {num_classes - 1}'
         raise ConfigError([Fault(f'{path}.subset.classes', fault)])
     generator = torch.Generator().manual_seed(seed)
     parts = [torch.nonzero(labels == index).flatten() for index in classes]

@@ -6,9 +6,9 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from composer_freezeout.results.environment import environment
 from composer_freezeout.results.files import CONFIG, RECORD, json_safe, write_json
@@ -28,6 +28,8 @@ from composer_freezeout.run.weights import weights_line
 from composer_freezeout.run.yaml_files import write_yaml
 
 __all__ = ['train']
+
+T = TypeVar('T')
 
 
 def train(config: RunConfig, origin: Mapping[str, Any]) -> Record | None:
@@ -120,8 +122,8 @@ def _record(run: Run, config: RunConfig, origin: Mapping[str, Any], started: str
         finished_at=_now(),
         effective=effective,
         **recorder.results(state),
-        predicted_saving=_predicted_saving(run, config),
-        backward_left=_backward_left(run, config),
+        predicted_saving=_foretold(_predicted_saving, run, config),
+        backward_left=_foretold(_backward_left, run, config),
         plugins=plugins(),
         **environment(),
     )
@@ -133,6 +135,18 @@ def _frozen(config: RunConfig) -> Frozen | None:
     # Of the model as it was built: another one's names may have changed by now.
     part = FrozenPart(build_model(config.model), config.model.freeze)
     return Frozen(modules=part.modules(), parameters=part.size())
+
+
+def _foretold(predict: Callable[[Run, RunConfig], T | None], run: Run, config: RunConfig) -> T | None:
+    """What is predicted; None where a model of the user's own cannot be counted: its training is done."""
+    try:
+        return predict(run, config)
+    except Exception as error:
+        if not config.model.registered:
+            raise
+        reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        print(f'the FLOPs of {config.model.name} cannot be counted, and no saving is predicted ({reason})', flush=True)
+        return None
 
 
 def _predicted_saving(run: Run, config: RunConfig) -> float | None:

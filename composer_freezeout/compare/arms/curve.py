@@ -91,23 +91,22 @@ def bracketing(costs: Sequence[float]) -> list[float]:
 
 def _predicted(arms: Sequence[Arm], data: Data) -> list[float]:
     """Costs of the arms that freeze, as shares of the whole baseline's; without those that cannot be predicted."""
-    from composer_freezeout.run.models import build_model
-    from composer_freezeout.run.predicted import predict_saving
+    from composer_freezeout.run.predicted import predict_whole_saving
     from composer_freezeout.run.registry import ALGORITHMS, bind
 
-    model, costs = build_model(arms[0].config.model), []
+    costs, whole = [], 1 - (predict_whole_saving(arms[0].config.model, data.batch, (), 1) or 0.0)
     for arm in arms:
         entries = [entry for entry in arm.config.algorithms if entry.name in FREEZING]
-        if not entries:
+        if not entries and arm.config.model.freeze == arms[0].config.model.freeze:
             continue
         epochs = math.ceil(total_batches(arm.config, data.batches_per_epoch) / data.batches_per_epoch)
         algorithms = [bind(ALGORITHMS, entry, 'algorithms').build() for entry in entries]
         try:
-            saving = predict_saving(model, data.batch, algorithms, epochs)
+            saving = predict_whole_saving(arm.config.model, data.batch, algorithms, epochs)
         except ValueError:
             # Its own run tells what is wrong with it, and the others go on.
             continue
-        costs += [] if saving is None else [1 - saving]
+        costs += [] if saving is None else [(1 - saving) / whole]
     return costs
 
 

@@ -6,12 +6,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from composer_freezeout.compare.arms.dry_run import Data, look_at_data, resolve
-from composer_freezeout.compare.arms.known import BASELINE, DERIVED, FREEZEOUT, FREEZING, MATCHED, SHORTENED, in_order
+from composer_freezeout.compare.arms.known import (
+    BASELINE,
+    DERIVED,
+    FREEZEOUT,
+    FREEZING,
+    HEAD_ONLY,
+    MATCHED,
+    SHORTENED,
+    STATIC,
+    in_order,
+    share_of,
+    sources_of,
+)
 from composer_freezeout.compare.arms.lengths import scaled, total_batches
 from composer_freezeout.compare.arms.matching import matched_freeze_start
+from composer_freezeout.compare.arms.static import static_override
 from composer_freezeout.results.differences import differences
 from composer_freezeout.run.config import RunConfig, load
+from composer_freezeout.run.families import PRETRAIN
 from composer_freezeout.run.faults import ConfigError, Fault, Refused, describe
+from composer_freezeout.run.yaml_files import read_yaml
 
 T = TypeVar('T')
 
@@ -67,11 +82,13 @@ def family_arms(family: Path) -> list[str]:
     Raises:
         Refused: If the folder lacks the baseline or FreezeOut.
     """
-    names = {path.stem for path in family.glob('*.yaml')}
+    names = {path.stem for path in family.glob('*.yaml')} - {PRETRAIN}
     missing = sorted({BASELINE, FREEZEOUT} - names)
     if missing:
         raise Refused([f'{family} has no {missing[0]}.yaml; give a folder with a file per arm, as yamls/quickstart'])
-    names |= {derived for derived, sources in DERIVED.items() if names.issuperset(sources)}
+    derived = {name for name, sources in DERIVED.items() if names.issuperset(sources)}
+    # Layers that begin with random weights are not frozen from the start by anybody.
+    names |= derived if _begins_with_weights(family) else derived - {STATIC, HEAD_ONLY}
     return in_order(names)
 
 
@@ -94,7 +111,7 @@ def choose_arms(available: Sequence[str], wanted: str | None) -> list[str]:
     lines = [
         f'--arms: no arm {name!r} in this family; choose from {", ".join(available)}'
         for name in names
-        if name not in available
+        if name not in available and share_of(name) is None
     ]
     needed = {BASELINE: [BASELINE], **{short: [arm] for short, arm in SHORTENED.items() if short in names}}
     lines += [
@@ -132,7 +149,7 @@ def read_arms(family: Path, names: Sequence[str], overrides: Sequence[str], scal
     ]
     if reserved:
         raise Refused(reserved)
-    sources = in_order(source for name in names for source in DERIVED.get(name, (name,)))
+    sources = in_order(source for name in names for source in sources_of(name))
     files = {name: family / f'{name}.yaml' for name in sources}
     attempts = _Attempts(overrides)
     configs = {name: attempts.attempt(file, load, file, overrides) for name, file in files.items()}
@@ -154,7 +171,7 @@ def read_arms(family: Path, names: Sequence[str], overrides: Sequence[str], scal
     attempts.refuse_if_any()
     data = full._replace(batches_per_epoch=max(1, round(full.batches_per_epoch * scale)))
     overlay = {name: (*overrides, *(own or ())) for name, own in extra.items()}
-    arms = [attempts.attempt(files[_source(name)], _arm, name, files, overlay, data) for name in names]
+    arms = [attempts.attempt(files[sources_of(name)[0]], _arm, name, files, overlay, data) for name in names]
     attempts.refuse_if_any()
     return [arm for arm in arms if arm is not None], data
 
@@ -203,25 +220,44 @@ def _check_equal(files: Mapping[str, Path], resolved: Mapping[str, Any]) -> None
         raise Refused(lines)
 
 
-def _source(name: str) -> str:
-    return DERIVED.get(name, (name,))[0]
+def _begins_with_weights(family: Path) -> bool:
+    if (family / f'{PRETRAIN}.yaml').is_file():
+        return True
+    try:
+        model = read_yaml(family / f'{BASELINE}.yaml').get('model')
+    except ConfigError:
+        return False  # it is told when the file is read to be used
+    return isinstance(model, Mapping) and model.get('weights') is not None
 
 
 def _without_freezing(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    return {**resolved, 'algorithms': [entry for entry in resolved['algorithms'] if entry['name'] not in FREEZING]}
+    algorithms = [entry for entry in resolved['algorithms'] if entry['name'] not in FREEZING]
+    model = {key: value for key, value in resolved['model'].items() if key != 'freeze'}
+    return {**resolved, 'model': model, 'algorithms': algorithms}
 
 
 def _arm(name: str, files: Mapping[str, Path], overlay: Mapping[str, tuple[str, ...]], data: Data) -> Arm:
-    source = _source(name)
+    source, *others = sources_of(name)
     if name == source:
         return make_arm(name, files[name], overlay[name])
     overrides = overlay[source]
     config = load(files[source], overrides)
-    overrides += (f'run_name={config.run_name}{name.removeprefix(source)}',)
-    if name != MATCHED:
+    overrides += (f'run_name={_run_name(config.run_name, source, name)}',)
+    if name in SHORTENED:
         return make_arm(name, files[source], overrides)
-    override, note = matched_freeze_start(config, load(files[FREEZEOUT], overlay[FREEZEOUT]), data)
+    freezeout = load(files[FREEZEOUT], overlay[FREEZEOUT]) if FREEZEOUT in others else None
+    if name == MATCHED:
+        assert freezeout is not None, f'{MATCHED} is made of {FREEZEOUT}'
+        override, note = matched_freeze_start(config, freezeout, data)
+    else:
+        override, note = static_override(name, config, freezeout, data)
     return make_arm(name, files[source], (*overrides, override), note)
+
+
+def _run_name(of_source: str, source: str, name: str) -> str:
+    if name.startswith(source):
+        return of_source + name.removeprefix(source)
+    return f'{of_source.removesuffix(f"-{source}")}-{name}'
 
 
 def make_arm(name: str, file: Path, overrides: tuple[str, ...], note: str = '') -> Arm:

@@ -12,20 +12,27 @@ __all__ = [
     'DERIVED',
     'FREEZEOUT',
     'FREEZING',
+    'HEAD_ONLY',
     'KNOWN',
     'LAYER_FREEZING',
     'MATCHED',
     'SHORTENED',
+    'STATIC',
     'KnownArm',
     'baseline_of_length',
     'in_order',
     'is_baseline',
     'length_of',
     'round_order',
+    'share_of',
+    'sources_of',
+    'static_of_share',
 ]
 
 BASELINE, BASELINE_SHORT, FREEZEOUT = 'baseline', 'baseline_short', 'freezeout'
 LAYER_FREEZING, MATCHED = 'layer_freezing', 'layer_freezing_matched'
+# What people do by hand when they fine-tune: the first layers don't train at all.
+STATIC, HEAD_ONLY = 'static', 'head_only'
 # FreezeOut with freeze times shifted by measured costs, in families that have them.
 COST_AWARE = 'freezeout_cost_aware'
 
@@ -66,6 +73,8 @@ KNOWN = {
     BASELINE_SHORT: _shortened(FREEZEOUT, 'ink'),
     LAYER_FREEZING: KnownArm('#8957e5', '^'),
     MATCHED: KnownArm('#8957e5', '^', False, made_of=(LAYER_FREEZING, FREEZEOUT)),
+    STATIC: KnownArm('#2f7d32', 'p', made_of=(BASELINE, FREEZEOUT), full=False),
+    HEAD_ONLY: KnownArm('#2f7d32', 'h', False, made_of=(BASELINE,), full=False),
     FREEZEOUT: KnownArm('#d95926', 'D'),
     'freezeout_unscaled': KnownArm('#d95926', 'D', False),
     'freezeout_squared': KnownArm('#1a9e8f', 's'),
@@ -106,6 +115,33 @@ def length_of(name: str) -> float | None:
     return float(match[1]) or None if match else None
 
 
+_SHARE = re.compile(re.escape(STATIC) + r'_(0\.\d+)')
+
+
+def static_of_share(share: float) -> str:
+    """Name of the baseline with so many of its first layers frozen that they save a share of the FLOPs.
+
+    Args:
+        share (float): In ``(0, 1)``.
+
+    Returns:
+        str: As ``static_0.25``.
+    """
+    text = f'{share:.4f}'.rstrip('0')
+    return f'{STATIC}_{text}0' if text.endswith('.') else f'{STATIC}_{text}'
+
+
+def share_of(name: str) -> float | None:
+    """The share that :func:`static_of_share` has made a name of; None of any other arm."""
+    match = _SHARE.fullmatch(name)
+    return float(match[1]) or None if match else None
+
+
+def sources_of(name: str) -> tuple[str, ...]:
+    """The arms whose files an arm is made from, its own kind first."""
+    return (BASELINE,) if share_of(name) is not None else DERIVED.get(name, (name,))
+
+
 def is_baseline(name: str) -> bool:
     """Whether an arm is the baseline, of whatever length: a point of the curve that others are judged by."""
     return name == BASELINE or name in SHORTENED or length_of(name) is not None
@@ -118,13 +154,17 @@ def in_order(names: Iterable[str]) -> list[str]:
         names (Iterable[str]): The names.
 
     Returns:
-        list[str]: Without repetitions; after the baseline its other lengths, longest first; unknown ones last.
+        list[str]: Without repetitions; after the baseline its other lengths, longest first; after the static arm its
+        others; unknown ones last.
     """
     places = {name: place for place, name in enumerate(KNOWN)}
 
     def place(name: str) -> tuple[float, float, str]:
-        length = length_of(name)
-        return (places.get(name, len(places)), 0, name) if length is None else (places[BASELINE], 1 / length, name)
+        if (length := length_of(name)) is not None:
+            return places[BASELINE], 1 / length, name
+        if (share := share_of(name)) is not None:
+            return places[STATIC], 1 + share, name
+        return places.get(name, len(places)), 0, name
 
     return sorted(set(names), key=place)
 

@@ -88,7 +88,8 @@ def choose_clock(runs: Mapping[str, Sequence[Record]]) -> Clock:
     )
     if any(map(_spins, records)):
         return Clock('none', f'{held_up}, and neither does CPU time, as waiting threads used it up. {_AGAIN}')
-    same_work = [seconds for group in runs.values() if (seconds := _before_any_froze(group)) is not None]
+    most = max((segment.trainable_parameters for r in records for segment in r.segments), default=0)
+    same_work = [seconds for group in runs.values() if (seconds := _with_all_trained(group, most)) is not None]
     spread = _spread(same_work) if same_work else 0.0
     if spread > SAME_WORK:
         found = f'CPU time for the same work differs by up to {100 * spread:.0f} %'
@@ -133,12 +134,9 @@ def _spread(values: Sequence[float]) -> float:
     return max(values) / min(values) - 1 if min(values) > 0 else float('inf')
 
 
-def _before_any_froze(records: Sequence[Record]) -> float | None:
-    """CPU seconds per batch with as much trained as ever in the run; None where they were not measured."""
-    whole = []
-    for record in records:
-        trainable = max((segment.trainable_parameters for segment in record.segments), default=0)
-        whole += [segment for segment in record.segments if segment.trainable_parameters == trainable]
+def _with_all_trained(records: Sequence[Record], trainable: int) -> float | None:
+    """CPU seconds per batch with so many parameters trained; None where there are none, or they were not measured."""
+    whole = [s for record in records for s in record.segments if s.trainable_parameters == trainable]
     batches = sum(segment.batches for segment in whole)
     if not batches or any(segment.cpu_seconds is None for segment in whole):
         return None

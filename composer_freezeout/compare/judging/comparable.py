@@ -74,11 +74,15 @@ def _text(value: Any) -> str:
 
 def _facts(run: FinishedRun) -> dict[str, Any]:
     effective = run.record.effective.model_dump(include={'device', 'world_size', 'precision'})
-    return {'versions': run.record.versions, 'hardware': run.record.hardware, 'effective': effective}
+    facts = {'versions': run.record.versions, 'hardware': run.record.hardware, 'effective': effective}
+    return facts if run.record.metric is None else facts | {'metric': run.record.metric.name}
 
 
 def _settings(run: FinishedRun, free: set[str], algorithms: Sequence[str] = ()) -> dict[str, Any]:
     """A run's configuration without some of its keys and without the algorithms of some names."""
     config = {key: value for key, value in run.record.config.items() if key not in free}
+    if algorithms:
+        # Between arms, also what is frozen from the start.
+        config['model'] = {key: value for key, value in config['model'].items() if key != 'freeze'}
     config['algorithms'] = [entry for entry in run.record.algorithms if entry.get('name') not in algorithms]
     return {'config': config}

@@ -1,7 +1,8 @@
 """A comparison that has been run, read and checked.
 
 A comparison is a folder with a manifest, ``comparison.json``, and one record per run,
-``<arm>/seed<seed>/record.json``. Accuracy is that of a run's last evaluation, never the best one; time is that of
+``<arm>/seed<seed>/record.json``. Accuracy, or what else runs are compared by, is that of a run's last evaluation, never
+the best one; time is that of
 training, from the start of fit to its end without evaluations, the first batch included.
 """
 
@@ -13,6 +14,7 @@ from composer_freezeout.compare.judging.clock import Clock, choose_clock
 from composer_freezeout.compare.judging.comparable import FinishedRun, incomparable
 from composer_freezeout.compare.judging.manifest import Failure, Manifest
 from composer_freezeout.compare.judging.reading import read
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score, score_of
 from composer_freezeout.results.files import MANIFEST, RECORD
 from composer_freezeout.results.record import Record
 from composer_freezeout.run.faults import Refused
@@ -33,6 +35,7 @@ class Comparison:
         overrides (tuple[str, ...]): ``key=value`` pairs laid over every configuration.
         runs (tuple[FinishedRun, ...]): Finished runs, by arm and seed.
         clock (Clock): What their times are compared by.
+        score (Score): What else they are compared by.
         failures (tuple[Failure, ...]): Runs that failed and have no record.
         missing (tuple[tuple[str, int], ...]): Arm and seed of the runs that have neither a record nor failed.
         differences (tuple[str, ...]): Why the runs are not comparable; empty if they are.
@@ -51,6 +54,7 @@ class Comparison:
     failures: tuple[Failure, ...] = ()
     missing: tuple[tuple[str, int], ...] = ()
     differences: tuple[str, ...] = ()
+    score: Score = BY_ACCURACY
     workers: int | None = None
     company: float | None = None
 
@@ -102,6 +106,7 @@ def load(folder: Path, allow_mixed: bool = False) -> Comparison:
         failures=tuple(failed[run] for run in absent if run in failed),
         missing=tuple(run for run in absent if run not in failed),
         differences=tuple(differences),
+        score=score_of([run.record for run in runs]),
         workers=manifest.workers,
         company=manifest.company,
     )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from composer_freezeout.compare.arms.known import FREEZING
 from composer_freezeout.compare.judging.clock import Clock
 from composer_freezeout.compare.judging.curve import Run, Runs
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.results.record import Record
 
 __all__ = ['flops_of', 'runs_by_flops', 'runs_by_time']
@@ -21,21 +22,24 @@ def flops_of(record: Record, baseline: Record) -> float | None:
         float, optional: Its batches times what freezing is predicted to leave of each; 1 for FreezeOut that trains
         longer by what it saves (``const_time``). In ``(0, ∞)``; None if nothing is predicted.
     """
-    if record.predicted_saving is None:
+    if record.predicted_saving is None or baseline.predicted_saving is None:
         return None
+    # The baseline itself may have something frozen from the start.
+    left = (1 - record.predicted_saving) / (1 - baseline.predicted_saving)
     if any(entry.get('const_time') for entry in record.algorithms if entry.get('name') in FREEZING):
-        return 1 - record.predicted_saving
-    return record.effective.total_batches / baseline.effective.total_batches * (1 - record.predicted_saving)
+        return left
+    return record.effective.total_batches / baseline.effective.total_batches * left
 
 
-def runs_by_time(records: Mapping[int, Record], clock: Clock) -> Runs:
-    """Accuracies and times by seed; runs without an accuracy are left out, and all if there are no times to compare."""
+def runs_by_time(records: Mapping[int, Record], clock: Clock, score: Score = BY_ACCURACY) -> Runs:
+    """Qualities and times by seed; runs without a quality are left out, and all if there are no times to compare."""
     if not clock.decides:
         return {}
-    return {seed: Run(clock.seconds(r), r.accuracy) for seed, r in records.items() if r.accuracy is not None}
+    qualities = {seed: score.quality_of(record) for seed, record in records.items()}
+    return {seed: Run(clock.seconds(records[seed]), q) for seed, q in qualities.items() if q is not None}
 
 
-def runs_by_flops(records: Mapping[int, Record], baseline: Record) -> Runs:
-    """Accuracies and FLOPs by seed; runs without an accuracy or a prediction are left out."""
-    costs = {seed: (record.accuracy, flops_of(record, baseline)) for seed, record in records.items()}
-    return {seed: Run(flops, acc) for seed, (acc, flops) in costs.items() if acc is not None and flops is not None}
+def runs_by_flops(records: Mapping[int, Record], baseline: Record, score: Score = BY_ACCURACY) -> Runs:
+    """Qualities and FLOPs by seed; runs without a quality or a prediction are left out."""
+    costs = {seed: (score.quality_of(record), flops_of(record, baseline)) for seed, record in records.items()}
+    return {seed: Run(flops, q) for seed, (q, flops) in costs.items() if q is not None and flops is not None}

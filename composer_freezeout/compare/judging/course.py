@@ -7,7 +7,8 @@ from itertools import pairwise
 from composer_freezeout.compare.arms.known import is_baseline
 from composer_freezeout.compare.judging.clock import Clock
 from composer_freezeout.compare.judging.comparison import Comparison
-from composer_freezeout.results.record import ACCURACY, Record
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
+from composer_freezeout.results.record import Record
 from composer_freezeout.results.stats import Summary, summary
 
 __all__ = [
@@ -23,12 +24,13 @@ __all__ = [
 ]
 
 
-def course(record: Record, clock: Clock) -> list[tuple[float, float]]:
+def course(record: Record, clock: Clock, score: Score = BY_ACCURACY) -> list[tuple[float, float]]:
     """Training time and accuracy at each evaluation.
 
     Args:
         record (Record): The run.
         clock (Clock): What time is measured by.
+        score (Score): What stands in the place of accuracy, if anything.
 
     Returns:
         list[tuple[float, float]]: Seconds and accuracies, in order.
@@ -36,7 +38,7 @@ def course(record: Record, clock: Clock) -> list[tuple[float, float]]:
     seconds, points = 0.0, []
     for row in record.epochs:
         seconds += clock.seconds(row)
-        value = row.eval.get(ACCURACY)
+        value = score.of(row)
         if value is not None:
             points.append((seconds, value))
     return points
@@ -49,14 +51,15 @@ def target(comparison: Comparison) -> float | None:
         comparison (Comparison): The runs.
 
     Returns:
-        float, optional: An accuracy, in ``[0, 1]``; None without one.
+        float, optional: An accuracy, in ``[0, 1]``, or what else runs are compared by; None without one.
     """
     batches = {
         arm: _mean_batches(comparison, arm) for arm in comparison.arms if is_baseline(arm) and comparison.of(arm)
     }
     shortest = min(batches, key=batches.__getitem__)
-    accuracies = [run.record.accuracy for run in comparison.of(shortest) if run.record.accuracy is not None]
-    return summary(accuracies).mean if accuracies else None
+    accuracies = [comparison.score.of(run.record) for run in comparison.of(shortest)]
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    return summary(known).mean if known else None
 
 
 def _mean_batches(comparison: Comparison, arm: str) -> float:
@@ -85,16 +88,19 @@ def reached(comparison: Comparison, accuracy: float) -> list[Reached]:
 
     Args:
         comparison (Comparison): The runs.
-        accuracy (float): In ``[0, 1]``.
+        accuracy (float): In ``[0, 1]``, or what else runs are compared by.
 
     Returns:
         list[Reached]: Arms with a finished run.
     """
-    found = []
+    found, score = [], comparison.score
+    enough = score.quality(accuracy)
     for arm in comparison.arms:
         if runs := comparison.of(arm):
-            courses = [course(run.record, comparison.clock) for run in runs]
-            times = [next((time for time, value in points if value >= accuracy), None) for points in courses]
+            courses = [course(run.record, comparison.clock, score) for run in runs]
+            times = [
+                next((time for time, value in points if score.quality(value) >= enough), None) for points in courses
+            ]
             known = [time for time in times if time is not None]
             found.append(Reached(arm, len(runs), len(known), summary(known) if known else None))
     return found

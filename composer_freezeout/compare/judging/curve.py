@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
     Attributes:
         cost (float): Seconds of training, or FLOPs as a share of the whole baseline's; in ``(0, ∞)``.
-        accuracy (float): In ``[0, 1]``.
+        accuracy (float): In ``[0, 1]``; or another quality, of which more is better.
     """
 
     cost: float

@@ -8,6 +8,7 @@ from composer_freezeout.compare.arms.known import BASELINE, FREEZING, is_baselin
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.costs import flops_of, runs_by_flops, runs_by_time
 from composer_freezeout.compare.judging.curve import Baselines, Gain, Runs
+from composer_freezeout.results.record import Record
 from composer_freezeout.results.stats import CONFIDENCE, Difference, Ratio, Summary, holm, ratio, summary, welch
 
 __all__ = ['ArmResult', 'Cost', 'Verdict', 'arm_results', 'baselines_of', 'best_arm', 'runs_of', 'with_holm']
@@ -25,7 +26,8 @@ class ArmResult:
     Attributes:
         arm (str): Its name.
         freezes (bool): Whether an algorithm freezes parameters in it.
-        accuracy (Summary, optional): Top-1 accuracy of the last evaluations, in ``[0, 1]``; None without evaluations.
+        accuracy (Summary, optional): Top-1 accuracy of the last evaluations, in ``[0, 1]``, or what else runs are
+            compared by; None without evaluations.
         seconds (Summary): Training time.
         cpu_seconds (Summary, optional): CPU time of training; None if it was not measured.
         time (Summary): Training time, by the comparison's clock.
@@ -36,8 +38,8 @@ class ArmResult:
         predicted_saving (float, optional): The same, predicted from FLOPs; None if nothing is predicted.
         flops (float, optional): FLOPs of training over the baseline's, in ``(0, ∞)``; None if nothing is predicted.
         versus_baseline (Difference, optional): Accuracy less that of the whole baseline.
-        by_time (Gain, optional): Accuracy less the baseline's in the same time, of an arm that freezes; None without
-            accuracies or times to compare.
+        by_time (Gain, optional): Accuracy, or another quality, less the baseline's in the same time, of an arm that
+            freezes; None without accuracies or times to compare.
         by_flops (Gain, optional): The same for as many FLOPs.
         judged_by (str): Which of the two the verdict is by: ``'time'``, or ``'FLOPs'`` if no times can be compared.
         verdict (Verdict, optional): Of an arm that freezes.
@@ -105,8 +107,8 @@ def runs_of(comparison: Comparison, arm: str, by: Cost) -> Runs:
     """
     records = {run.seed: run.record for run in comparison.of(arm)}
     if by == 'time':
-        return runs_by_time(records, comparison.clock)
-    return runs_by_flops(records, comparison.of(BASELINE)[0].record)
+        return runs_by_time(records, comparison.clock, comparison.score)
+    return runs_by_flops(records, comparison.of(BASELINE)[0].record, comparison.score)
 
 
 def baselines_of(comparison: Comparison, by: Cost) -> Baselines:
@@ -138,8 +140,8 @@ def best_arm(results: Sequence[ArmResult]) -> ArmResult | None:
 def _measured(arm: str, comparison: Comparison) -> ArmResult:
     own, whole = ([run.record for run in comparison.of(name)] for name in (arm, BASELINE))
     clock = comparison.clock
-    freezes = any(entry.get('name') in FREEZING for record in own for entry in record.algorithms)
-    accuracies, reference = _known([r.accuracy for r in own]), _known([r.accuracy for r in whole])
+    freezes = not is_baseline(arm) and any(_freezes(record) for record in own)
+    accuracies, reference = (_known([comparison.score.of(r) for r in records]) for records in (own, whole))
     cpu = _known([record.training_cpu_seconds for record in own])
     predictions = _known([record.predicted_saving for record in own])
     flops = _known([flops_of(record, whole[0]) for record in own])
@@ -160,6 +162,10 @@ def _measured(arm: str, comparison: Comparison) -> ArmResult:
         judged_by='time' if clock.decides else 'FLOPs',
         versus_baseline=welch(accuracies, reference) if arm != BASELINE and accuracies and reference else None,
     )
+
+
+def _freezes(record: Record) -> bool:
+    return record.effective.frozen is not None or any(entry.get('name') in FREEZING for entry in record.algorithms)
 
 
 def _known(values: Sequence[float | None]) -> list[float]:

@@ -4,6 +4,7 @@ from composer_freezeout.compare.arms.known import ARMS, SHORTENED, length_of
 from composer_freezeout.compare.judging.clock import SAME_CORES, SAME_WORK
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.curve import TOLERANCE
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.report.text import number_text
 from composer_freezeout.results.stats import CONFIDENCE
 
@@ -30,6 +31,13 @@ def not_run(comparison: Comparison) -> list[str]:
     return lines
 
 
+def _of_metric(score: Score) -> list[str]:
+    if score.metric is None:
+        return []
+    kind = 'more' if score.metric.higher_is_better else 'less'
+    return [f'The runs have no accuracy, and are compared by {score.name}, of which {kind} is better.']
+
+
 def definitions(comparison: Comparison) -> list[str]:
     """What the numbers of a report mean.
 
@@ -40,12 +48,18 @@ def definitions(comparison: Comparison) -> list[str]:
         list[str]: Sentences, only of what the report has.
     """
     level, outside = number_text(1 - CONFIDENCE, 2), number_text(TOLERANCE, 0, 100)
+    score = comparison.score
+    means = 'accuracies' if score == BY_ACCURACY else f'values of {score.name}'
+    gain = f'its mean {score.name} less the curve’s'
+    if score.quality(1.0) < 0:
+        gain = f'the curve’s {score.name} less the arm’s mean'
     lines = [
-        'Accuracy is that of the last evaluation, never the best one.',
+        f'{score.title} is that of the last evaluation, never the best one.',
+        *_of_metric(score),
         'Training time runs from the start of fit to its end without evaluations; the first batch is included.',
         'Mean ± sample standard deviation over the seeds; 95 % intervals of means by Student’s t.',
         'The baseline is trained for several lengths, each with its whole schedule compressed. A monotone curve goes '
-        'through its mean accuracies over its mean times. The gain of an arm is its mean accuracy less the curve’s at '
+        f'through its mean {means} over its mean times. The gain of an arm is {gain} at '
         'its mean time.',
         'The interval and p of a gain come from what it is without each seed in turn (the jackknife), by Student’s t: '
         'so they contain the spread of the arm, of the curve and of the times, and leave out what a seed does to all '

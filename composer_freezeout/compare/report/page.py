@@ -10,6 +10,7 @@ from pathlib import Path
 from composer_freezeout.compare.arms.known import BASELINE, FREEZEOUT
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.course import reached, target
+from composer_freezeout.compare.judging.score import BY_ACCURACY
 from composer_freezeout.compare.judging.verdict import ArmResult, arm_results
 from composer_freezeout.compare.report.definitions import definitions, not_run
 from composer_freezeout.compare.report.markup import HTML, MARKDOWN, templates
@@ -64,9 +65,9 @@ def _sections(comparison: Comparison, results: Sequence[ArmResult], plots: Mappi
         return [plots[file] for file in files if file in plots]
 
     records = {result.arm: [run.record for run in comparison.of(result.arm)] for result in results}
-    welch = welch_grid(results, BASELINE, lambda result: result.versus_baseline)
+    welch = welch_grid(results, BASELINE, lambda result: result.versus_baseline, comparison.score)
     sections = [
-        Section('Gain at equal cost', grids=[results_grid(results, comparison.clock)]),
+        Section('Gain at equal cost', grids=[results_grid(results, comparison.clock, comparison.score)]),
         _time_to_target(comparison),
         Section('Engagement', grids=[engagement_grid(results, records)], plots=drawn('engagement.svg')),
         Section('Learning curves', plots=drawn('learning_curves.svg')),
@@ -76,7 +77,7 @@ def _sections(comparison: Comparison, results: Sequence[ArmResult], plots: Mappi
         Section('Differences from the whole baseline', grids=[welch] if welch.rows else [], folded=True),
         Section('Not run', items=not_run(comparison)),
         Section('Differences between the runs', items=comparison.differences),
-        Section('Runs', grids=[runs_grid(comparison.runs)], folded=True),
+        Section('Runs', grids=[runs_grid(comparison.runs, comparison.score)], folded=True),
         Section('Environment', grids=[environment_grid(comparison)], folded=True),
         Section('Command', code=comparison.command, paragraphs=_overrides(comparison)),
         Section('What the numbers mean', items=definitions(comparison), folded=True),
@@ -85,15 +86,17 @@ def _sections(comparison: Comparison, results: Sequence[ArmResult], plots: Mappi
 
 
 def _time_to_target(comparison: Comparison) -> Section:
-    accuracy = target(comparison)
+    accuracy, score = target(comparison), comparison.score
+    title = f'Time to a target {score.name}'
     if accuracy is None or not comparison.clock.decides:
-        return Section('Time to a target accuracy')
+        return Section(title)
+    value = f'{number_text(accuracy, score.digits, score.factor)}{" %" if score == BY_ACCURACY else ""}'
     text = (
-        f'The target is {number_text(accuracy, 2, 100)} %, what the shortest baseline reaches at its end on average. '
+        f'The target is {value}, what the shortest baseline reaches at its end on average. '
         'The time is that until the first evaluation that has it, over the runs that reach it.'
     )
     return Section(
-        'Time to a target accuracy',
+        title,
         paragraphs=[text],
         grids=[reached_grid(reached(comparison, accuracy), comparison.clock)],
     )
@@ -127,7 +130,7 @@ def render(comparison: Comparison) -> dict[str, str]:
     }
     environment = templates()
     files = {name: environment.get_template(f'{name}.jinja').render(content) for name in (MARKDOWN, HTML)}
-    return files | {SUMMARY: summary_csv(results)} | {name: plot.svg for name, plot in plots.items()}
+    return files | {SUMMARY: summary_csv(results, comparison.score)} | {name: plot.svg for name, plot in plots.items()}
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from composer_freezeout.compare.arms.known import BASELINE, FREEZEOUT, is_baseline
 from composer_freezeout.compare.judging.comparison import Comparison
+from composer_freezeout.compare.judging.score import BY_ACCURACY
 from composer_freezeout.compare.judging.verdict import ArmResult, baselines_of, best_arm, runs_of
 from composer_freezeout.compare.report.figures.arms import Point, accuracy_against_cost, memory, savings
 from composer_freezeout.compare.report.figures.course import engagement, learning_curves, step_times
@@ -87,23 +88,25 @@ def draw_plots(comparison: Comparison, results: Sequence[ArmResult]) -> dict[str
 
 
 def _accuracy_cost(comparison: Comparison, results: Sequence[ArmResult]) -> _Drawn:
-    by = results[0].judged_by
+    by, score = results[0].judged_by, comparison.score
     points = []
     for result in results:
         if runs := runs_of(comparison, result.arm, by):
-            costs, accuracies = zip(*runs.values(), strict=True)
-            points.append(Point(result.arm, summary(costs), summary(accuracies)))
+            costs, qualities = zip(*runs.values(), strict=True)
+            points.append(Point(result.arm, summary(costs), summary([*map(score.quality, qualities)])))
     if not points:
         return None
     curve = baselines_of(comparison, by).curve()
     what = comparison.clock.training_time if by == 'time' else 'FLOPs'
     unit = f'{what} in seconds' if by == 'time' else 'FLOPs, share of the whole baseline’s'
+    side = 'above' if score.quality(1.0) > 0 else 'below'
+    better = 'more accurate' if score == BY_ACCURACY else 'better'
     caption = (
         f'{_SPREAD}. The curve is the baseline, trained for several lengths, with the 95 % interval of its mean. An '
-        f'arm above it is more accurate than the baseline with the same {"time" if by == "time" else "FLOPs"}.'
+        f'arm {side} it is {better} than the baseline with the same {"time" if by == "time" else "FLOPs"}.'
     )
-    title = f'Accuracy against {what}'
-    figures = [accuracy_against_cost(points, curve, unit, size=size) for size in (_WIDE, _NARROW)]
+    title = f'{score.title} against {what}'
+    figures = [accuracy_against_cost(points, curve, unit, size=size, score=score) for size in (_WIDE, _NARROW)]
     return _Figure(title, caption, *figures)
 
 
@@ -112,7 +115,7 @@ def _learning_curves(comparison: Comparison, results: Sequence[ArmResult], other
     arms = [r.arm for r in results if r.accuracy is not None and (r.arm in few) != others]
     if not arms or not comparison.clock.decides:
         return None
-    title = f'Accuracy over {comparison.clock.training_time}{", the other arms" if others else ""}'
+    title = f'{comparison.score.title} over {comparison.clock.training_time}{", the other arms" if others else ""}'
     return _Figure(title, f'{_SPREAD} at each evaluation.', learning_curves(comparison, arms))
 
 

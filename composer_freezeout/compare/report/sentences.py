@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from composer_freezeout.compare.arms.known import ARMS, BASELINE, FREEZEOUT, SHORTENED, is_baseline
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.curve import Gain
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.judging.verdict import ArmResult, arm_results
-from composer_freezeout.compare.report.text import are, counted, interval_text, number_text, p_text
+from composer_freezeout.compare.report.text import are, counted, number_text, p_text, points_interval_text
 from composer_freezeout.results.stats import Difference
 
 __all__ = ['ENOUGH_LENGTHS', 'Conclusion', 'conclude', 'conclusion']
@@ -91,45 +92,48 @@ def _sentence(result: ArmResult, comparison: Comparison) -> str:
     assert gain is not None and gain.difference is not None, 'it has been judged'
     head = f'Undecided whether {result.arm} pays' if result.verdict == 'undecided' else f'{result.arm} {result.verdict}'
     equal = comparison.clock.training_time if result.judged_by == 'time' else 'FLOPs'
-    compared = _compared(gain, gain.difference)
-    return f'{head}: at equal {equal} its accuracy is {compared}{_reason(result)}.{_saved(result, comparison)}'
+    score = comparison.score
+    compared = _compared(gain, gain.difference, score)
+    return f'{head}: at equal {equal} its {score.name} is {compared}{_reason(result)}.{_saved(result, comparison)}'
 
 
-def _compared(gain: Gain, difference: Difference) -> str:
-    points = number_text(abs(difference.value), 2, 100)
-    side = 'above' if difference.value >= 0 else 'below'
-    return f'{points} points {side} the baseline’s ({_certainty(gain, difference)})'
+def _compared(gain: Gain, difference: Difference, score: Score) -> str:
+    amount = number_text(abs(difference.value), score.digits, score.factor)
+    side = 'above' if score.quality(difference.value) >= 0 else 'below'
+    points = 'points ' if score == BY_ACCURACY else ''
+    return f'{amount} {points}{side} the baseline’s ({_certainty(gain, difference, score)})'
 
 
-def _certainty(gain: Gain, difference: Difference) -> str:
+def _certainty(gain: Gain, difference: Difference, score: Score) -> str:
     """Interval and p-value of a difference, and how many seeds they come from."""
     seeds = counted(gain.seeds, 'seed')
     if difference.interval is None:
         return f'{seeds}, {"too few for an interval" if gain.seeds == 1 else "without any spread"}'
     p = p_text(gain.p_holm)
     corrected = f' after Holm’s correction for {gain.tests} arms' if gain.tests > 1 else ''
-    interval = interval_text(difference.interval, 2, 100, sign=True)
-    return f'95 % interval {interval}, p {p if p.startswith("<") else f"= {p}"}{corrected}, {seeds}'
+    of = '' if score == BY_ACCURACY else 'of the gain '
+    interval = points_interval_text(difference, score)
+    return f'95 % interval {of}{interval}, p {p if p.startswith("<") else f"= {p}"}{corrected}, {seeds}'
 
 
 def _why_not(result: ArmResult, comparison: Comparison) -> str:
-    gain, by_time = result.gain, result.judged_by == 'time'
+    gain, by_time, score = result.gain, result.judged_by == 'time', comparison.score
     if gain is None or gain.end is None:
         if result.accuracy is None:
             return 'it has no accuracies.'
-        return 'there is no seed that it and the baselines of all lengths have an accuracy with.'
+        return f'there is no seed that it and the baselines of all lengths have an {score.name} with.'
     cost, end = (f'{number_text(value, 1)} s' if by_time else number_text(value, 3) for value in (gain.cost, gain.end))
     what = comparison.clock.training_time if by_time else 'FLOPs, as a share of the whole baseline’s,'
     less, longest = ('less', 'shortest') if gain.outside == 'below' else ('more', 'longest')
     found = f'its {what} of {cost} is {less} than that of the {longest} baseline ({end}), outside of the curve.'
-    return f'{found}{_by_flops(result)}' if by_time else found
+    return f'{found}{_by_flops(result, score)}' if by_time else found
 
 
-def _by_flops(result: ArmResult) -> str:
+def _by_flops(result: ArmResult, score: Score) -> str:
     gain = result.by_flops
     if gain is None or gain.difference is None:
         return ''
-    return f' At equal FLOPs its accuracy is {_compared(gain, gain.difference)}.'
+    return f' At equal FLOPs its {score.name} is {_compared(gain, gain.difference, score)}.'
 
 
 def _saved(result: ArmResult, comparison: Comparison) -> str:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Sequence
 
 from composer_freezeout.compare.judging.curve import Gain
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.judging.verdict import ArmResult
 from composer_freezeout.results.stats import Summary
 
@@ -13,18 +14,19 @@ __all__ = ['SUMMARY', 'summary_csv']
 SUMMARY = 'summary.csv'
 
 
-def summary_csv(results: Sequence[ArmResult]) -> str:
+def summary_csv(results: Sequence[ArmResult], score: Score = BY_ACCURACY) -> str:
     """Numbers of each arm: shares and not percent, seconds, bytes; what is not known is empty.
 
     Args:
         results (Sequence[ArmResult]): The arms.
+        score (Score): What stands in the columns of accuracies, which are named after it.
 
     Returns:
         str: A row with the names of the columns, and one for each arm.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator='\n')
-    writer.writerow(_COLUMNS)
+    writer.writerow(name.replace('accuracy', score.name) for name in _COLUMNS)
     writer.writerows([[_cell(read(result)) for read in _COLUMNS.values()] for result in results])
     return stream.getvalue()
 

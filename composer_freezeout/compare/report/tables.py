@@ -10,17 +10,19 @@ from composer_freezeout.compare.judging.comparable import FinishedRun
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.course import Reached, backward_share, frozen_at_end, frozen_share
 from composer_freezeout.compare.judging.curve import Gain
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.judging.verdict import ArmResult
 from composer_freezeout.compare.report.text import (
     NOTHING,
-    interval_text,
     number_text,
     p_text,
+    points_interval_text,
     points_text,
+    score_text,
     seconds_text,
     summary_text,
 )
-from composer_freezeout.results.record import Git, Record
+from composer_freezeout.results.record import Git, Plugin, Record
 from composer_freezeout.results.stats import Difference
 
 __all__ = [
@@ -97,25 +99,26 @@ def _grid(name: str, columns: Sequence[Column[Row]], values: Sequence[Row]) -> G
     return Grid(name, [column.heading for column, _ in kept], rows, [not column.words for column, _ in kept])
 
 
-def results_grid(results: Sequence[ArmResult], clock: Clock) -> Grid:
+def results_grid(results: Sequence[ArmResult], clock: Clock, score: Score = BY_ACCURACY) -> Grid:
     """What each arm has over the baseline in its own time, and what that comes from.
 
     Args:
         results (Sequence[ArmResult]): The arms.
         clock (Clock): What their times are compared by.
+        score (Score): What else they are compared by.
 
     Returns:
         Grid: A row for each arm.
     """
     columns: list[Column[ArmResult]] = [
         Column('arm', lambda r: r.arm, words=True),
-        Column(f'gain at equal {clock.time}, points', lambda r: _gain_text(r.by_time), optional=True),
+        Column(f'gain at equal {clock.time}, {score.gain_unit}', lambda r: _gain_text(r.by_time, score), optional=True),
         Column('p (Holm)', lambda r: p_text(r.by_time.p_holm if r.by_time else None), optional=True),
         Column('verdict', lambda r: r.verdict or NOTHING, words=True, optional=True),
-        Column('gain at equal FLOPs, points', lambda r: _gain_text(r.by_flops), optional=True),
+        Column(f'gain at equal FLOPs, {score.gain_unit}', lambda r: _gain_text(r.by_flops, score), optional=True),
         Column('p (Holm), by FLOPs', lambda r: p_text(r.by_flops.p_holm if r.by_flops else None), optional=True),
         Column('runs', lambda r: str(r.seconds.n)),
-        Column('accuracy, %', lambda r: summary_text(r.accuracy, 2, 100)),
+        Column(f'{score.name}{score.unit}', lambda r: score_text(r.accuracy, score)),
         Column('training time, s', lambda r: seconds_text(r.seconds)),
         Column(
             'CPU time, s', lambda r: NOTHING if r.cpu_seconds is None else seconds_text(r.cpu_seconds), optional=True
@@ -127,15 +130,15 @@ def results_grid(results: Sequence[ArmResult], clock: Clock) -> Grid:
     return _grid('Gain at equal cost', columns, results)
 
 
-def _gain_text(gain: Gain | None) -> str:
+def _gain_text(gain: Gain | None, score: Score) -> str:
     """A gain with its interval, or why there is none."""
     if gain is None:
         return NOTHING
     if gain.outside is not None:
         return 'below the curve’s start' if gain.outside == 'below' else 'beyond the curve’s end'
     interval = gain.difference.interval if gain.difference else None
-    text = points_text(gain.difference)
-    return text if interval is None else f'{text} ({interval_text(interval, 2, 100, sign=True)})'
+    text = points_text(gain.difference, score)
+    return text if interval is None else f'{text} ({points_interval_text(gain.difference, score)})'
 
 
 def reached_grid(times: Sequence[Reached], clock: Clock) -> Grid:
@@ -183,34 +186,43 @@ def engagement_grid(results: Sequence[ArmResult], records: Mapping[str, Sequence
     return _grid('Engagement', columns, results)
 
 
-def welch_grid(results: Sequence[ArmResult], against: str, key: Callable[[ArmResult], Difference | None]) -> Grid:
+def welch_grid(
+    results: Sequence[ArmResult],
+    against: str,
+    key: Callable[[ArmResult], Difference | None],
+    score: Score = BY_ACCURACY,
+) -> Grid:
     """Differences in accuracy from one arm.
 
     Args:
         results (Sequence[ArmResult]): The arms.
         against (str): That arm.
         key (Callable): From an arm to its difference.
+        score (Score): What it is a difference of.
 
     Returns:
         Grid: A row for each arm with a difference.
     """
     columns: list[Column[tuple[str, Difference]]] = [
         Column('arm', lambda row: row[0], words=True),
-        Column('difference, points', lambda row: points_text(row[1])),
-        Column('95 % interval', lambda row: interval_text(row[1].interval, 2, 100, sign=True)),
+        Column(
+            f'difference{", points" if score == BY_ACCURACY else score.unit}', lambda row: points_text(row[1], score)
+        ),
+        Column('95 % interval', lambda row: points_interval_text(row[1], score)),
         Column('t', lambda row: number_text(row[1].t, 2)),
         Column('degrees of freedom', lambda row: number_text(row[1].dof, 1)),
         Column('p', lambda row: p_text(row[1].p)),
     ]
     rows = [(r.arm, difference) for r in results if (difference := key(r)) is not None]
-    return _grid(f'Accuracy less that of {against}', columns, rows)
+    return _grid(f'{score.title} less that of {against}', columns, rows)
 
 
-def runs_grid(runs: Sequence[FinishedRun]) -> Grid:
+def runs_grid(runs: Sequence[FinishedRun], score: Score = BY_ACCURACY) -> Grid:
     """Every run, with a link to its record.
 
     Args:
         runs (Sequence[FinishedRun]): The runs.
+        score (Score): What they are compared by.
 
     Returns:
         Grid: A row for each.
@@ -218,7 +230,7 @@ def runs_grid(runs: Sequence[FinishedRun]) -> Grid:
     columns: list[Column[FinishedRun]] = [
         Column('arm', lambda run: run.arm, words=True),
         Column('seed', lambda run: str(run.seed)),
-        Column('accuracy, %', lambda run: number_text(run.record.accuracy, 2, 100)),
+        Column(f'{score.name}{score.unit}', lambda run: number_text(score.of(run.record), score.digits, score.factor)),
         Column('training time, s', lambda run: number_text(run.record.training_seconds, 2)),
         Column('CPU time, s', lambda run: number_text(run.record.training_cpu_seconds, 2), optional=True),
         Column('first batch, s', lambda run: number_text(run.record.first_batch_seconds, 2)),
@@ -261,12 +273,17 @@ def _facts(run: FinishedRun) -> dict[str, Any]:
     if record.openmp is not None:
         facts |= {f'OpenMP {name.replace("_", " ")}': value for name, value in record.openmp.model_dump().items()}
     effective = record.effective
+    facts |= {f'plugin {plugin.module}': _plugin(plugin) for plugin in record.plugins}
     facts |= {'device': effective.device, 'precision': effective.precision, 'world size': effective.world_size}
     return facts | {'git commit': _commit(record.git)}
 
 
 def _hardware(name: str, value: Any) -> Any:
     return f'{value} ({value / 2**30:.1f} GiB)' if name.endswith('_bytes') and isinstance(value, int) else value
+
+
+def _plugin(plugin: Plugin) -> str:
+    return plugin.distribution or f'SHA-256 {plugin.sha256 or "unknown"}'
 
 
 def _commit(git: Git | None) -> str:

@@ -8,13 +8,15 @@ from rich.table import Table
 
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.curve import Gain
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.judging.verdict import arm_results
 from composer_freezeout.compare.report.text import (
     NOTHING,
     counted,
-    interval_text,
     number_text,
+    points_interval_text,
     points_text,
+    score_text,
     spread_text,
     summary_text,
 )
@@ -38,11 +40,12 @@ def comparison_table(comparison: Comparison) -> Table:
     narrow: dict[str, Any] = {'box': SIMPLE_HEAD, 'show_edge': False, 'padding': 0}
     table = Table(title=escape(title), title_justify='left', title_style='bold', **narrow)
     table.add_column('arm', overflow='fold')
+    score = comparison.score
     equal = 'time' if comparison.clock.decides else 'FLOPs'
     headings = [
-        f'gain at\nequal {equal}\npoints',
+        f'gain at\nequal {equal}' + ('\npoints' if score == BY_ACCURACY else ''),
         'verdict',
-        'accuracy\n%',
+        'accuracy\n%' if score == BY_ACCURACY else f'{score.name}\n{score.direction.strip()}',
         f'{"CPU" if comparison.clock.kind == "CPU" else "training"}\nseconds',
         'saved\nmeasured\n%',
         'predicted\n%',
@@ -52,9 +55,9 @@ def comparison_table(comparison: Comparison) -> Table:
     for result in results:
         table.add_row(
             escape(result.arm),
-            _gain(result.gain),
+            _gain(result.gain, score),
             (result.verdict or NOTHING).replace('not ', 'not\n'),
-            _stacked(summary_text(result.accuracy, 2, 100)),
+            _stacked(score_text(result.accuracy, score)),
             _stacked(summary_text(result.time, 1)),
             _stacked(spread_text(result.measured_saving, result.time_ratio.std if result.time_ratio else None, 1, 100)),
             number_text(result.predicted_saving, 1, 100),
@@ -62,14 +65,14 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def _gain(gain: Gain | None) -> str:
+def _gain(gain: Gain | None, score: Score) -> str:
     if gain is None:
         return NOTHING
     if gain.outside is not None:
         return f'{"below" if gain.outside == "below" else "beyond"}\nthe curve'
     interval = gain.difference.interval if gain.difference else None
-    text = points_text(gain.difference)
-    return text if interval is None else f'{text}\n{interval_text(interval, 2, 100, sign=True)}'
+    text = points_text(gain.difference, score)
+    return text if interval is None else f'{text}\n{points_interval_text(gain.difference, score)}'
 
 
 def _stacked(text: str) -> str:

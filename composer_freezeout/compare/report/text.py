@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.results.stats import Difference, Summary
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     'interval_text',
     'number_text',
     'p_text',
+    'points_interval_text',
     'points_text',
+    'score_text',
     'seconds_text',
     'spread_text',
     'summary_text',
@@ -57,9 +60,20 @@ def p_text(value: float | None) -> str:
     return NOTHING if value is None else '< 0.001' if value < 0.001 else f'{value:.3f}'
 
 
-def points_text(difference: Difference | None) -> str:
-    """A difference of accuracies in percentage points."""
-    return number_text(difference.value if difference else None, 2, 100, sign=True)
+def points_text(difference: Difference | None, score: Score = BY_ACCURACY) -> str:
+    """A difference of accuracies in percentage points, or of what else runs are compared by."""
+    return number_text(difference.value if difference else None, score.digits, score.factor, sign=True)
+
+
+def points_interval_text(difference: Difference | None, score: Score = BY_ACCURACY) -> str:
+    """The same of both ends of its interval."""
+    interval = difference.interval if difference else None
+    return interval_text(interval, score.digits, score.factor, sign=True)
+
+
+def score_text(value: Summary | None, score: Score) -> str:
+    """Accuracies, or what else runs are compared by: mean ± standard deviation."""
+    return summary_text(value, score.digits, score.factor)
 
 
 def counted(n: int, noun: str) -> str:

@@ -38,10 +38,12 @@ from composer_freezeout.compare.sweep.report import FORMAT, RESULT, TABLE, Searc
 from composer_freezeout.compare.sweep.results import results
 from composer_freezeout.compare.sweep.settings import chosen
 from composer_freezeout.compare.training.folder import claimed, clear_folder
+from composer_freezeout.compare.training.pretraining import with_weights
 from composer_freezeout.results.differences import differences
 from composer_freezeout.results.files import json_safe, write_json
+from composer_freezeout.results.record import ACCURACY
 from composer_freezeout.run.arguments import count
-from composer_freezeout.run.families import find_family, names
+from composer_freezeout.run.families import PRETRAIN, find_family, names
 from composer_freezeout.run.faults import Refused
 from composer_freezeout.run.plugins import add_import_option, load_plugins
 from composer_freezeout.run.processes import stoppable
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from composer_freezeout.compare.sweep.search import Sweep
     from composer_freezeout.compare.training.executor import Executor
 
-__all__ = ['identity', 'main', 'prepare_folder']
+__all__ = ['check_folder', 'identity', 'main', 'prepare_folder']
 
 
 class _Begun(BaseModel):
@@ -106,29 +108,45 @@ def identity(baseline: Arm, freezeout: Arm, choosing: Sequence[int], judging: Se
     return json_safe({'configs': configs, 'choosing_seeds': choosing, 'judging_seeds': judging})
 
 
-def prepare_folder(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
-    """Makes sure that the folder is that of this sweep.
+def check_folder(out: Path, overwrite: bool) -> None:
+    """Makes sure that a folder is empty or that of a sweep.
+
+    Args:
+        out (Path): The folder.
+        overwrite (bool): Whether to remove what an earlier sweep has left.
+
+    Raises:
+        Refused: If it holds something else.
+    """
+    # Pretraining comes before the sweep.
+    if any(path.name != PRETRAIN for path in out.iterdir()):
+        _identity_of(out)
+    if overwrite:
+        clear_folder(out)
+
+
+def _identity_of(out: Path) -> Mapping[str, Any]:
+    try:
+        return read(out / RESULT, _Begun, 'choose another --out').identity
+    except (FileNotFoundError, Refused):
+        raise Refused(f'--out: {out} is not empty and holds no sweep; choose another folder') from None
+
+
+def prepare_folder(out: Path, now: Mapping[str, Any]) -> None:
+    """Makes sure that a folder that :func:`check_folder` has found fit is that of this sweep.
 
     Args:
         out (Path): The folder.
         now (Mapping[str, Any]): Of :func:`identity`.
-        overwrite (bool): Whether to remove what an earlier sweep has left.
 
     Raises:
-        Refused: If it holds something else, or another sweep.
+        Refused: If it holds another sweep.
     """
     path = out / RESULT
-    if any(out.iterdir()):
-        try:
-            earlier = read(path, _Begun, 'choose another --out').identity
-        except (FileNotFoundError, Refused):
-            raise Refused(f'--out: {out} is not empty and holds no sweep; choose another folder') from None
-        if overwrite:
-            clear_folder(out)
-        elif changed := differences(earlier, dict(now)):
-            key, (there, here) = next(iter(changed.items()))
-            remedy = 'use --overwrite or another --out'
-            raise Refused(f'{path}: {key} is {there!r} in this sweep and would be {here!r} now; {remedy}')
+    if path.exists() and (changed := differences(_identity_of(out), dict(now))):
+        key, (there, here) = next(iter(changed.items()))
+        remedy = 'use --overwrite or another --out'
+        raise Refused(f'{path}: {key} is {there!r} in this sweep and would be {here!r} now; {remedy}')
     if not path.exists():
         write_json(path, {'format': FORMAT, 'identity': now})
 
@@ -167,14 +185,33 @@ def _begun(arguments: argparse.Namespace, console: Console) -> tuple['Sweep', 'E
     # Imported here, as optuna may not be there.
     from composer_freezeout.compare.sweep.search import Sweep
 
-    (baseline, freezeout), data = read_arms(
-        find_family(arguments.family), [BASELINE, FREEZEOUT], arguments.overrides, 1.0
+    family, pair = find_family(arguments.family), [BASELINE, FREEZEOUT]
+    overrides = with_weights(
+        family,
+        arguments.out,
+        arguments.overrides,
+        lambda overrides: read_arms(family, pair, overrides, 1.0),
+        lambda device: executor(arguments, device),
+        console,
     )
+    (baseline, freezeout), data = read_arms(family, pair, overrides, 1.0)
     if baseline.config.eval_data is None:
         raise Refused(f'{baseline.file}: eval_data: is null, but settings are judged by their accuracy; give data')
+    _check_accuracy(baseline)
     now = identity(baseline, freezeout, *_seeds(baseline.config.seed, arguments))
     trained = executor(arguments, baseline.config.device)
     return Sweep(arguments.out, baseline, freezeout, data, console, trained, arguments.join), trained, now
+
+
+def _check_accuracy(baseline: Arm) -> None:
+    from composer_freezeout.run.models import build_model
+
+    model = baseline.config.model
+    metrics = build_model(model).get_metrics(is_train=False) if model.registered else {ACCURACY: None}
+    if ACCURACY not in metrics:
+        found = ', '.join(metrics) or 'none'
+        line = f'settings are judged by {ACCURACY}, and the metrics of {model.name} are: {found}'
+        raise Refused(f'{baseline.file}: model.name: {line}; use compare, which takes others')
 
 
 def _join(arguments: argparse.Namespace) -> int:
@@ -183,7 +220,7 @@ def _join(arguments: argparse.Namespace) -> int:
         raise Refused(f'--join: searches with another command in {arguments.out}; begin there without --join')
     console = Console()
     sweep, trained, now = _begun(arguments, console)
-    prepare_folder(arguments.out, now, overwrite=False)
+    prepare_folder(arguments.out, now)
     with stoppable(), trained:
         sweep.explore(arguments.trials, now['choosing_seeds'], arguments.budget)
     console.print('No setting is left to be tried; the first command judges.', highlight=False)
@@ -194,9 +231,10 @@ def _sweep(arguments: argparse.Namespace, command: str) -> int:
     from composer_freezeout.compare.sweep.trials import completed
 
     console = Console()
+    check_folder(arguments.out, arguments.overwrite)
     sweep, trained, now = _begun(arguments, console)
     choosing, judging = now['choosing_seeds'], now['judging_seeds']
-    prepare_folder(arguments.out, now, arguments.overwrite)
+    prepare_folder(arguments.out, now)
     # Composer takes over SIGTERM when it is imported, and that has happened.
     with stoppable(), trained:
         study = sweep.explore(arguments.trials, choosing, arguments.budget)

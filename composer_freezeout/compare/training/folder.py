@@ -10,9 +10,10 @@ from pathlib import Path
 from composer_freezeout.compare.judging.manifest import Manifest, merged
 from composer_freezeout.compare.judging.reading import read
 from composer_freezeout.results.files import MANIFEST, make_folder
+from composer_freezeout.run.families import PRETRAIN
 from composer_freezeout.run.faults import Refused
 
-__all__ = ['claimed', 'claimed_run', 'clear_folder', 'held', 'prepare_folder', 'writing']
+__all__ = ['check_folder', 'claimed', 'claimed_run', 'clear_folder', 'held', 'prepare_folder', 'writing']
 
 _HELD: list[int] = []
 # Whoever writes what several commands write to holds a lock on this file.
@@ -125,6 +126,21 @@ def writing(out: Path) -> Iterator[None]:
         yield
 
 
+def check_folder(out: Path) -> None:
+    """Makes sure that a folder is empty or that of a comparison.
+
+    Args:
+        out (Path): The folder. Nothing in it is changed.
+
+    Raises:
+        Refused: If it holds something else.
+    """
+    # Commands that share it try whether they can write there, and lock. Pretraining comes before the comparison.
+    others = (path for path in out.iterdir() if not path.name.startswith('.') and path.name != PRETRAIN)
+    if any(others) and not (out / MANIFEST).exists():
+        raise Refused(f'--out: {out} is not empty and holds no {MANIFEST}; choose another folder, or use --overwrite')
+
+
 def prepare_folder(out: Path, manifest: Manifest, overwrite: bool) -> Manifest:
     """Finds out what the folder of a comparison holds.
 
@@ -145,9 +161,6 @@ def prepare_folder(out: Path, manifest: Manifest, overwrite: bool) -> Manifest:
     try:
         earlier = read(path, Manifest, 'choose another --out, or use --overwrite')
     except FileNotFoundError:
-        # Commands that share it try whether they can write there, and lock.
-        if any(not path.name.startswith('.') for path in out.iterdir()):
-            line = f'--out: {out} is not empty and holds no {MANIFEST}; choose another folder, or use --overwrite'
-            raise Refused(line) from None
+        check_folder(out)
         return manifest
     return merged(earlier, manifest, path)

@@ -171,7 +171,11 @@ def _result(outcome: Outcome) -> str:
     if outcome.record.effective.device == 'cpu' and outcome.record.training_cpu_seconds is not None:
         # Fewer than in other runs tell at once that the machine is busy.
         seconds += f' on {cores([outcome.record]):.1f} cores'
-    return seconds if accuracy is None else f'{accuracy:.2%} in {seconds}'
+    if accuracy is not None:
+        return f'{accuracy:.2%} in {seconds}'
+    metric = outcome.record.metric
+    value = None if metric is None else outcome.record.final.get(metric.name)
+    return seconds if metric is None or value is None else f'{metric.name} {value:.4f} in {seconds}'
 
 
 def _kind(job: Job) -> str:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from composer_freezeout.compare.judging.curve import Curve
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.judging.verdict import ArmResult
 from composer_freezeout.compare.report.figures.labels import label_points
 from composer_freezeout.compare.report.figures.style import (
@@ -50,6 +51,7 @@ def accuracy_against_cost(
     cost: str,
     title: str = '',
     size: tuple[float, float] = (WIDTH, HEIGHT),
+    score: Score = BY_ACCURACY,
 ) -> Figure:
     """Draws means with standard deviations in both directions, and the baseline's curve with its interval.
 
@@ -59,6 +61,7 @@ def accuracy_against_cost(
         cost (str): What the costs are, with their unit.
         title (str): What was compared.
         size (tuple[float, float]): Of the figure, in inches.
+        score (Score): What stands in the place of accuracy, if anything.
 
     Returns:
         Figure: The plot; names stand at the points.
@@ -66,7 +69,7 @@ def accuracy_against_cost(
     figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots()
     if curve is not None:
-        _draw_curve(axes, curve)
+        _draw_curve(axes, curve, score)
     styles = styles_of([point.label for point in points])
     for point in points:
         axes.errorbar(
@@ -79,8 +82,9 @@ def accuracy_against_cost(
             **marker_style(styles[point.label]),
         )
     axes.set_xlabel(cost)
-    axes.set_ylabel('accuracy of the last evaluation')
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel(f'{score.name} of the last evaluation{score.direction}')
+    if score == BY_ACCURACY:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.margins(0.1, 0.1)
     axes.set_title(plain(title))
     add_legend(figure, axes)
@@ -88,13 +92,16 @@ def accuracy_against_cost(
     return figure
 
 
-def _draw_curve(axes: Axes, curve: Curve) -> None:
+def _draw_curve(axes: Axes, curve: Curve, score: Score) -> None:
     ends = curve.whole.costs
     costs = np.linspace(ends[0], ends[-1], 60)
     band = curve.band(costs)
-    axes.plot(costs, [found.value for found in band], color=INK, linewidth=1.6, label='baseline', zorder=1.5)
+    axes.plot(
+        costs, [score.quality(found.value) for found in band], color=INK, linewidth=1.6, label='baseline', zorder=1.5
+    )
     if any(found.interval for found in band):
-        low, high = zip(*(found.interval or (found.value, found.value) for found in band), strict=True)
+        sides = [map(score.quality, found.interval or (found.value, found.value)) for found in band]
+        low, high = zip(*sides, strict=True)
         axes.fill_between(costs, low, high, color=INK, alpha=0.12, linewidth=0, label='its 95 % interval', zorder=1)
 
 

@@ -11,6 +11,7 @@ from composer_freezeout.compare.judging.clock import Clock
 from composer_freezeout.compare.judging.comparable import FinishedRun
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.course import backward_shares, course, frozen_shares
+from composer_freezeout.compare.judging.score import BY_ACCURACY
 from composer_freezeout.compare.report.figures.style import HEIGHT, PAPER, WIDTH, add_legend, styled, styles_of
 from composer_freezeout.results.record import Segment
 from composer_freezeout.results.stats import summary
@@ -34,7 +35,7 @@ def learning_curves(comparison: Comparison, arms: Sequence[str]) -> Figure:
     styles = styles_of(comparison.arms)
     for arm in arms:
         runs = comparison.of(arm)
-        curves = _aligned([curve for run in runs if (curve := course(run.record, comparison.clock))])
+        curves = _aligned([curve for run in runs if (curve := course(run.record, comparison.clock, comparison.score))])
         if not curves:
             continue
         colour, marker, filled = styles[arm]
@@ -55,8 +56,9 @@ def learning_curves(comparison: Comparison, arms: Sequence[str]) -> Figure:
         low, high = ([s.mean + sign * (s.std or 0.0) for s in spread] for sign in (-1, 1))
         axes.fill_between(seconds, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.set_xlabel(f'{comparison.clock.training_time} in seconds')
-    axes.set_ylabel('accuracy')
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel(f'{comparison.score.name}{comparison.score.direction}')
+    if comparison.score == BY_ACCURACY:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlim(left=0)
     add_legend(figure, axes)
     return figure

@@ -1,0 +1,201 @@
+"""Comparisons that fine-tune: what comes before them, and the rivals that are frozen from the start."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from composer_freezeout.compare import command as compare
+from composer_freezeout.compare.arms.family import choose_arms, family_arms, read_arms
+from composer_freezeout.compare.arms.known import in_order, share_of, sources_of, static_of_share
+from composer_freezeout.compare.arms.static import covering
+from composer_freezeout.compare.judging.comparison import load as load_comparison
+from composer_freezeout.compare.judging.verdict import arm_results
+from composer_freezeout.compare.training.pretraining import pretraining, split_overrides
+from composer_freezeout.run.config import load
+from composer_freezeout.run.faults import Refused
+from composer_freezeout.run.models import build_model
+
+QUICKSTART = Path(__file__).parent.parent / 'yamls' / 'quickstart'
+SMALL = [f'{role}_data.{key}' for role in ('train', 'eval') for key in ('image_size=8', 'subset.classes=[7-9]')]
+
+
+def fine_tuning(folder: Path) -> Path:
+    """The quickstart as fine-tuning on three digits, after pretraining on the other seven."""
+    shutil.copytree(QUICKSTART, folder)
+    for file in folder.glob('*.yaml'):
+        text = file.read_text().replace('resnet20', 'resnet8').replace('num_classes: 10', 'num_classes: 3')
+        file.write_text(text)
+    text = (folder / 'baseline.yaml').read_text()
+    text = text.replace('num_classes: 3', 'num_classes: 7').replace('-baseline', '-pretrain')
+    checkpoint = 'checkpoint: {interval: 1ep}\n'
+    (folder / 'pretrain.yaml').write_text(f'{text}{checkpoint}')
+    return folder
+
+
+PRETRAIN = [
+    f'pretrain.{key}'
+    for key in (
+        'train_data.subset.classes=[0-6]',
+        'eval_data.subset.classes=[0-6]',
+        'train_data.image_size=8',
+        'eval_data.image_size=8',
+        'max_duration=2ep',
+    )
+]
+
+
+@pytest.fixture(scope='module')
+def family(tmp_path_factory) -> Path:
+    return fine_tuning(tmp_path_factory.mktemp('families') / 'family')
+
+
+@pytest.fixture(scope='module')
+def comparison(family, tmp_path_factory) -> SimpleNamespace:
+    out = tmp_path_factory.mktemp('comparison') / 'out'
+    command = ['compare', str(family), '--out', str(out), '--arms', 'baseline,freezeout,static', '--lengths', '0.5']
+    command += [*SMALL, *PRETRAIN, 'max_duration=2ep']
+    done = subprocess.run(
+        [sys.executable, '-m', 'composer_freezeout.cli', *command], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return SimpleNamespace(out=out, command=command[1:], text=done.stdout)
+
+
+def record(out: Path, arm: str) -> dict:
+    return json.loads((out / arm / 'record.json').read_text())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pretraining
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_all_arms_begin_with_the_weights_that_are_trained_first(comparison):
+    before = record(comparison.out, 'pretrain')
+    assert before['config']['model']['num_classes'] == 7 and before['weights'] is None
+    for arm in ('baseline', 'baseline_0.5', 'freezeout', 'static'):
+        weights = record(comparison.out, f'{arm}/seed17')['weights']
+        assert weights['source'] == str(comparison.out / 'pretrain' / 'checkpoints' / 'latest-rank0.pt')
+        # The head has another size.
+        assert all('fc' in name for name in weights['new']) and len(weights['new']) == 2
+    assert comparison.text.index('pretrain seed 17') < comparison.text.index('baseline seed 17')
+
+
+def test_the_pretraining_is_done_once(comparison, capsys):
+    before = (comparison.out / 'pretrain' / 'record.json').read_bytes()
+    assert compare.main(comparison.command) == 0
+    shown = capsys.readouterr().out
+    assert '4 of 4 runs are finished already' in shown and 'pretrain seed' not in shown
+    assert (comparison.out / 'pretrain' / 'record.json').read_bytes() == before
+
+
+def test_weights_on_the_command_line_replace_the_pretraining(family, tmp_path):
+    assert pretraining(family, tmp_path, ['model.weights=mine.pt']) is None
+    found = pretraining(family, tmp_path, [*SMALL, *PRETRAIN])
+    assert found is not None and found.overrides == (
+        f'model.weights="{tmp_path}/pretrain/checkpoints/latest-rank0.pt"',
+    )
+
+
+def test_what_is_laid_over_the_arms_is_not_laid_over_the_pretraining():
+    given = ['max_duration=2ep', 'train_data.root=here', 'pretrain.seed=3', 'device=cpu']
+    assert split_overrides(given) == (
+        ['max_duration=2ep', 'train_data.root=here', 'device=cpu'],
+        ['train_data.root=here', 'device=cpu', 'seed=3'],
+    )
+
+
+def test_keys_of_a_pretraining_that_there_is_none_of(tmp_path):
+    with pytest.raises(Refused, match='has no pretrain.yaml, whose keys these are; remove them'):
+        pretraining(QUICKSTART, tmp_path, ['pretrain.seed=3'])
+
+
+def test_a_pretraining_needs_a_checkpoint(family, tmp_path):
+    with pytest.raises(Refused, match='checkpoint: is missing: the arms begin with its weights'):
+        pretraining(family, tmp_path, [*PRETRAIN, 'pretrain.checkpoint=null'])
+
+
+def test_what_is_wrong_with_an_arm_is_told_before_the_weights_are_trained(family, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert compare.main([str(family), '--out', str(out), *SMALL, *PRETRAIN, 'optimizer.lr=-1']) == 2
+    assert 'optimizer.lr' in capsys.readouterr().err
+    assert not out.exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frozen from the start
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_static_arm_is_frozen_where_it_saves_as_much_as_freezeout(comparison):
+    static, freezeout = (record(comparison.out, f'{arm}/seed17') for arm in ('static', 'freezeout'))
+    assert static['config']['algorithms'] == [] and static['config']['scheduler']['name'] == 'cosine_annealing'
+    assert static['effective']['frozen']['parameters'] > 0
+    others = [1 - cut['saving'] for cut in cuts(static)]
+    target = freezeout['predicted_saving']
+    assert abs(static['predicted_saving'] - target) == pytest.approx(min(abs(1 - o - target) for o in others))
+
+
+def cuts(static: dict) -> list[dict]:
+    """What each cut between two units would save."""
+    from composer_freezeout.compare.arms.dry_run import look_at_data
+    from composer_freezeout.costs.flops import step_flops_by_units_frozen
+    from composer_freezeout.costs.predict import partition_for
+    from composer_freezeout.method.settings import Settings
+    from composer_freezeout.run.config import parse
+
+    given = {**static['config'], 'model': {**static['config']['model'], 'freeze': None, 'weights': None}}
+    config = parse(given)
+    model, batch = build_model(config.model), look_at_data(config).batch
+    costs = step_flops_by_units_frozen(model, batch, partition_for(model, batch, Settings()).units)
+    return [{'saving': 1 - cost / costs[0]} for cost in costs[1:]]
+
+
+def test_a_static_arm_is_judged_like_one_that_freezes(comparison):
+    results = {result.arm: result for result in arm_results(load_comparison(comparison.out))}
+    assert results['static'].freezes and results['static'].verdict is not None
+    assert not results['baseline_0.5'].freezes
+    assert results['static'].flops == pytest.approx(1 - record(comparison.out, 'static/seed17')['predicted_saving'])
+
+
+def test_static_arms_are_of_families_that_begin_with_weights(family):
+    assert {'static', 'head_only'} <= set(family_arms(family))
+    assert not {'static', 'head_only'} & set(family_arms(QUICKSTART))
+
+
+def test_a_share_is_read_from_the_name():
+    assert static_of_share(0.25) == 'static_0.25' and share_of('static_0.25') == 0.25
+    assert [share_of(name) for name in ('static', 'static_1.5', 'static_0.0', 'baseline_0.25')] == [None] * 4
+    assert sources_of('static_0.25') == ('baseline',) and sources_of('static') == ('baseline', 'freezeout')
+    assert in_order(['head_only', 'static_0.4', 'static', 'static_0.25']) == [
+        'static',
+        'static_0.25',
+        'static_0.4',
+        'head_only',
+    ]
+
+
+def test_arms_of_a_share_and_of_the_head_alone(family):
+    names = choose_arms(family_arms(family), 'baseline,static_0.3,head_only')
+    arms, _ = read_arms(family, names, [*SMALL, 'model.weights=null'], 1.0)
+    by_name = {arm.name: arm for arm in arms}
+    assert by_name['static_0.3'].config.run_name == 'quickstart-static_0.3'
+    assert 'nearest to 30.0%' in by_name['static_0.3'].note
+    frozen = by_name['head_only'].config.model.freeze
+    model = build_model(by_name['head_only'].config.model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {'module.fc.weight', 'module.fc.bias'} and frozen is not None
+
+
+def test_modules_are_named_as_a_whole():
+    model = build_model(load(QUICKSTART / 'baseline.yaml').model)
+    first = {name for name, _ in model.named_parameters() if 'layer2' not in name and 'layer3' not in name}
+    first -= {'module.fc.weight', 'module.fc.bias'}
+    assert covering(model, first) == ['conv1', 'bn1', 'layer1']
+    assert covering(model, {'module.fc.bias'}) == ['fc.bias']
+    assert covering(model, set()) == []
