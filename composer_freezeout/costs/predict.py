@@ -9,9 +9,9 @@ from composer.algorithms.layer_freezing.layer_freezing import freeze_layers
 from composer.models import ComposerModel
 
 from composer_freezeout.costs.flops import (
+    countable,
     forward_flops,
     losses_of,
-    on_meta,
     step_flops,
     step_flops_by_units_frozen,
     unit_flops,
@@ -47,7 +47,7 @@ def partition_for(model: ComposerModel, batch: Any, settings: Settings) -> Parti
     """
     example = copy.deepcopy(batch)
     observed = rehearse(model, lambda: losses_of(model.loss(model(example), example)))
-    return partition_model(model, observed, settings.layers, settings.granularity)
+    return partition_model(model, observed, settings.layers, settings.granularity, settings.head)
 
 
 def freezeout_saving(model: ComposerModel, batch: Any, settings: Settings) -> float:
@@ -170,7 +170,7 @@ class _LayerFreezingRun:
     """What a run with Composer's ``LayerFreezing`` costs, by going through its schedule on a model without data."""
 
     def __init__(self, model: ComposerModel, batch: Any, epochs: int):
-        self.model, self.batch = on_meta(model, batch)
+        self.model, self.batch = countable(model, batch)
         self.epochs = epochs
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.flops = {0: step_flops(self.model, self.batch)}

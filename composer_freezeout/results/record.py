@@ -12,6 +12,7 @@ __all__ = [
     'Frozen',
     'Git',
     'LearningRates',
+    'Metric',
     'OpenMP',
     'Plugin',
     'Record',
@@ -144,6 +145,18 @@ class LearningRates(_Part):
     lr: dict[str, list[Number]]
 
 
+class Metric(_Part):
+    """What runs without an accuracy are judged by.
+
+    Attributes:
+        name (str): Its name among the metrics of an evaluation.
+        higher_is_better (bool): Whether more of it is better.
+    """
+
+    name: str
+    higher_is_better: bool
+
+
 class Segment(_Part):
     """Batches with the same trainable parameters, one after the other.
 
@@ -272,6 +285,8 @@ class Record(_Part):
             may have been interrupted and resumed.
         weights (Weights, optional): What the run began with; None for random weights.
         plugins (list[Plugin]): Modules with models and data sets of the user's own.
+        metric (Metric, optional): What the run is judged by; None for top-1 accuracy, and if nothing tells of any metric
+            whether more of it is better.
     """
 
     format: Literal[1]
@@ -305,6 +320,7 @@ class Record(_Part):
     started_from: StartedFrom | None = None
     weights: Weights | None = None
     plugins: list[Plugin] = []
+    metric: Metric | None = None
 
     @property
     def accuracy(self) -> float | None:

@@ -15,11 +15,14 @@ def summary_lines(record: Record, path: Path) -> list[str]:
         path (Path): Where that is written.
 
     Returns:
-        list[str]: Accuracy, training time and predicted saving; what has been frozen; where the record is.
+        list[str]: Accuracy or another metric, training time and predicted saving; what has been frozen; where the
+        record is.
     """
     result = f'{record.run_name}: {record.training_seconds:.1f} s of training'
     if record.accuracy is not None:
         result += f', accuracy {record.accuracy:.2%}'
+    elif record.metric is not None and (value := record.final.get(record.metric.name)) is not None:
+        result += f', {record.metric.name} {value:.4f}'
     if record.predicted_saving:
         result += f', {record.predicted_saving:.1%} of the FLOPs saved by freezing (predicted)'
     return [result, *_started_from(record), *_frozen(record), f'record: {path}']

@@ -1,5 +1,6 @@
 """The table in the terminal."""
 
+import re
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -45,7 +46,7 @@ def comparison_table(comparison: Comparison) -> Table:
     headings = [
         f'gain at\nequal {equal}' + ('\npoints' if score == BY_ACCURACY else ''),
         'verdict',
-        'accuracy\n%' if score == BY_ACCURACY else f'{score.name}\n{score.direction.strip()}',
+        'accuracy\n%' if score == BY_ACCURACY else _folded(f'{score.name}{score.direction}'),
         f'{"CPU" if comparison.clock.kind == "CPU" else "training"}\nseconds',
         'saved\nmeasured\n%',
         'predicted\n%',
@@ -73,6 +74,11 @@ def _gain(gain: Gain | None, score: Score) -> str:
     interval = gain.difference.interval if gain.difference else None
     text = points_text(gain.difference, score)
     return text if interval is None else f'{text}\n{points_interval_text(gain.difference, score)}'
+
+
+def _folded(heading: str) -> str:
+    # Names of metrics are those of classes.
+    return re.sub(r'(?<=[a-z])(?=[A-Z])| (?=\()|(?<=er) ', '\n', heading)
 
 
 def _stacked(text: str) -> str:
