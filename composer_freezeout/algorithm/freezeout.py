@@ -29,6 +29,7 @@ from composer_freezeout.freezing.optimizer.check import check_optimizer
 from composer_freezeout.freezing.prefix.around_forward import anchored
 from composer_freezeout.freezing.prefix.prefix import release_earlier
 from composer_freezeout.method.allocation import COST_SHIFT
+from composer_freezeout.method.presets import Preset, takes_preset
 from composer_freezeout.method.schedule import HowScale
 from composer_freezeout.method.settings import BatchNormMode, Granularity, Settings
 
@@ -136,12 +137,15 @@ class FreezeOut(Algorithm):
             expressions over module names, as in ``layers``, where the ``module.`` of a wrapper may be left out. Its
             learning rate follows one cosine to the end of training. The other units freeze as if the head were the
             paper's last layer. Default: ``None``, the last unit, and others that no unit comes behind.
+        preset (str, optional): ``'fine_tuning'`` takes the settings of :data:`.FINE_TUNING`, for training that begins
+            with trained weights; what is given besides stands. Default: ``None``, the defaults above.
 
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If an argument has the wrong type.
     """
 
+    @takes_preset
     def __init__(
         self,
         t_0: float = 0.8,
@@ -157,6 +161,8 @@ class FreezeOut(Algorithm):
         unit_costs: Sequence[float] | None = None,
         cost_shift: float = COST_SHIFT,
         head: Sequence[str] | None = None,
+        *,
+        preset: Preset | None = None,
     ) -> None:
         self.settings = Settings(
             t_0=t_0,

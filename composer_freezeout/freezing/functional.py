@@ -7,12 +7,14 @@ from torch.optim import Optimizer
 
 from composer_freezeout.freezing.loop import FreezeOutLoop
 from composer_freezeout.method.allocation import COST_SHIFT
+from composer_freezeout.method.presets import Preset, takes_preset
 from composer_freezeout.method.schedule import HowScale
 from composer_freezeout.method.settings import BatchNormMode, Granularity, Settings
 
 __all__ = ['apply_freezeout']
 
 
+@takes_preset
 def apply_freezeout(
     model: nn.Module,
     optimizer: Optimizer,
@@ -28,6 +30,8 @@ def apply_freezeout(
     cost_shift: float = COST_SHIFT,
     max_stages: int | None = None,
     head: Sequence[str] | None = None,
+    *,
+    preset: Preset | None = None,
 ) -> FreezeOutLoop:
     """Sets up `FreezeOut <https://arxiv.org/abs/1706.04983>`_ for a training loop without a trainer.
 
@@ -86,6 +90,8 @@ def apply_freezeout(
             expressions over module names, as in ``layers``, where the ``module.`` of a wrapper may be left out. Its
             learning rate follows one cosine to the end of training. The other units freeze as if the head were the
             paper's last layer. Default: ``None``, the last unit, and others that no unit comes behind.
+        preset (str, optional): ``'fine_tuning'`` takes the settings of :data:`.FINE_TUNING`, for training that begins
+            with trained weights; what is given besides stands. Default: ``None``, the defaults above.
 
     Returns:
         FreezeOutLoop: To be called at the start of each batch and at the end of each epoch.

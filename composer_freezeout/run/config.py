@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from composer_freezeout.method.presets import PRESETS, expanded
 from composer_freezeout.run.data_config import DataConfig
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.fields import Count, Duration, Interval, MicrobatchSize, RunName, Section
@@ -96,6 +97,7 @@ class RunConfig(Section):
         self.train_data.fill_in('train')
         if self.eval_data is not None:
             self.eval_data.fill_in('eval')
+        self.algorithms = [_with_preset(entry) for entry in self.algorithms]
         self.output = self.output or str(Path('runs') / self.run_name)
         return self
 
@@ -118,6 +120,13 @@ class RunConfig(Section):
     def resumes_itself(self) -> bool:
         """Whether there is such a run to be continued."""
         return self.resume and self.latest_checkpoint.exists()
+
+
+def _with_preset(entry: Component) -> Component:
+    """FreezeOut with the settings that a preset stands for, so that all who read the configuration see the same."""
+    if entry.name != 'freezeout' or entry.arguments.get('preset') not in list(PRESETS):
+        return entry  # of an unknown preset, its constructor's arguments tell
+    return Component(name=entry.name, **expanded(entry.arguments))
 
 
 def parse(raw: dict[str, Any]) -> RunConfig:
@@ -158,8 +167,7 @@ def _contradictions(config: RunConfig) -> Iterable[Fault]:
         if channels is not None and data.image_channels not in (None, channels):
             yield Fault(
                 'model.in_channels',
-                f'is {channels}, but images of {role} ({data.name}) have {data.image_channels}; '
-                'make them equal',
+                f'is {channels}, but images of {role} ({data.name}) have {data.image_channels}; make them equal',
             )
     if config.model.weights is not None and config.checkpoint is not None and config.checkpoint.load_path is not None:
         fault = (
