@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from composer_freezeout.freezing.freezer import LayerFreezer
     from composer_freezeout.freezing.functional import apply_freezeout
     from composer_freezeout.freezing.loop import FreezeOutLoop
+    from composer_freezeout.planning.functional import plan
     from composer_freezeout.run.registered import register_data, register_model
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     'LayerFreezer',
     '__version__',
     'apply_freezeout',
+    'plan',
     'register_data',
     'register_model',
 ]
@@ -31,6 +33,7 @@ _HOME = {
     'FreezeOutLoop': 'freezing.loop',
     'LayerFreezer': 'freezing.freezer',
     'apply_freezeout': 'freezing.functional',
+    'plan': 'planning.functional',
     'register_data': 'run.registered',
     'register_model': 'run.registered',
 }

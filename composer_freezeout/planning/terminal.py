@@ -170,6 +170,7 @@ def _print_advice(plan: PlanContent, console: Console, file: str | None, setting
         title = f'To save {plan.target:.1%} ({plan.prediction.model})'
         # Where an entry of the file has the other settings already, t_0 is all that changes.
         others = {} if plan.algorithm is not None else {'how_scale': plan.how_scale}
+        others |= {'scale_lr': plan.scale_lr} if file is None else {}
         settings = {'t_0': round(t_0, 3), **others} | {name: settings[name] for name in settings if name != 't_0'}
     if in_python:
         title += f', in Python: {as_python(settings)}'
