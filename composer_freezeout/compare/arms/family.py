@@ -26,6 +26,7 @@ from composer_freezeout.results.differences import differences
 from composer_freezeout.run.config import RunConfig, load
 from composer_freezeout.run.families import PRETRAIN
 from composer_freezeout.run.faults import ConfigError, Fault, Refused, describe
+from composer_freezeout.run.registered import MODELS
 from composer_freezeout.run.yaml_files import read_yaml
 
 T = TypeVar('T')
@@ -227,7 +228,8 @@ def _begins_with_weights(family: Path) -> bool:
         model = read_yaml(family / f'{BASELINE}.yaml').get('model')
     except ConfigError:
         return False  # it is told when the file is read to be used
-    return isinstance(model, Mapping) and model.get('weights') is not None
+    # What a model of the user's own begins with only its function knows.
+    return isinstance(model, Mapping) and (model.get('weights') is not None or model.get('name') in MODELS)
 
 
 def _without_freezing(resolved: Mapping[str, Any]) -> dict[str, Any]:

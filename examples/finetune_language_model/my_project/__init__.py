@@ -1,0 +1,1 @@
+"""A project of its own, which composer_freezeout knows nothing of."""
