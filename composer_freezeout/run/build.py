@@ -1,6 +1,6 @@
 """From a checked configuration to a Trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +17,7 @@ from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data import build_data, per_rank
 from composer_freezeout.run.faults import Attempts, ConfigError, SectionFault
 from composer_freezeout.run.models import build_model
+from composer_freezeout.run.new_head import new_head
 from composer_freezeout.run.own_data import resolved_data
 from composer_freezeout.run.own_models import resolved_model
 from composer_freezeout.run.recorder import Recorder
@@ -58,6 +59,7 @@ class Parts:
         evaluation (DataSpec, optional): Evaluation data.
         keywords (Mapping[str, Any]): The other arguments of the Trainer.
         weights (Weights, optional): What the model begins with; None for random weights.
+        head (Sequence[str], optional): FreezeOut's, where the file doesn't say and there are new layers.
     """
 
     config: RunConfig
@@ -66,6 +68,7 @@ class Parts:
     evaluation: DataSpec | None
     keywords: Mapping[str, Any]
     weights: Weights | None = None
+    head: Sequence[str] | None = None
 
     def build(self) -> Run:
         """Makes the Trainer. Loggers open their files, and a checkpoint is loaded if there is one.
@@ -130,17 +133,18 @@ def assemble(config: RunConfig) -> Parts:
         weights = attempts.attempt(load_weights, model, *given)
     attempts.raise_if_any()
     assert train is not None and model is not None
+    head = new_head(config, model, weights)
 
     keywords = {
         'model': model,
         'train_dataloader': train,
-        **_built(components, config, model),
+        **_built(components, config, model, head),
         **_settings(config),
         'device': device,
     }
     if evaluation is not None:
         keywords |= {'eval_dataloader': evaluation, 'eval_interval': config.eval_interval}
-    return Parts(config, _resolved(config, components), train, evaluation, keywords, weights)
+    return Parts(config, _resolved(config, components), train, evaluation, keywords, weights, head)
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,13 @@ class _Components:
     loggers: list[Bound]
 
 
-def _built(components: _Components, config: RunConfig, model: ComposerModel) -> dict[str, Any]:
+def _built(
+    components: _Components, config: RunConfig, model: ComposerModel, head: Sequence[str] | None
+) -> dict[str, Any]:
     """The components, as arguments of the Trainer."""
     attempts, defaults = Attempts(), _output_defaults(config)
+    if head is not None:
+        defaults['freezeout'] = {'head': head}
     keywords: dict[str, Any] = {
         key: [attempts.attempt(bound.build, **defaults.get(bound.name, {})) for bound in getattr(components, key)]
         for key in ('algorithms', 'callbacks', 'loggers')

@@ -19,6 +19,7 @@ from composer_freezeout.run.faults import ConfigError, Fault, Refused, disk_erro
 from composer_freezeout.run.frozen import FrozenPart
 from composer_freezeout.run.image_files import UnreadableImage
 from composer_freezeout.run.models import build_model
+from composer_freezeout.run.new_head import head_line
 from composer_freezeout.run.output import prepare_output
 from composer_freezeout.run.plugins import plugins
 from composer_freezeout.run.predicted import predict_backward_left, predict_whole_saving
@@ -53,6 +54,8 @@ def train(config: RunConfig, origin: Mapping[str, Any]) -> Record | None:
     prepare_output(config, clear=rank() == 0)
     if rank() == 0 and parts.weights is not None:
         print(weights_line(parts.weights), flush=True)
+        if parts.head is not None:
+            print(head_line(parts.head), flush=True)
     run = parts.build()
     started = _now()
     try:
