@@ -196,6 +196,9 @@ def test_a_compiled_model_freezes_in_four_stages():
     compiled.compile(backend='eager')
     plan = planned(network(deep), batch=torch.rand(4, 12), loss_fn=None)
     in_stages = planned(compiled, batch=torch.rand(4, 12), loss_fn=None)
+    outside = planned(torch.compile(network(deep), backend='eager'), batch=torch.rand(4, 12), loss_fn=None)
+    assert [unit.name for unit in outside.units] == [f'_orig_mod.{unit.name}' for unit in plan.units]
+    assert outside.saving == in_stages.saving < plan.saving
     assert (plan.stages, in_stages.stages) == (7, 4)
     assert in_stages.units[0].freezes_at > in_stages.units[0].t_i == plan.units[0].t_i
     assert 'In 4 stages' in str(in_stages)
@@ -379,12 +382,15 @@ def test_steps_are_measured_if_asked(monkeypatch):
         return StepProfile(steps, (1e-3,) * len(units), 4, repeats, torch.device(device), 'fp32')
 
     monkeypatch.setattr('composer_freezeout.planning.make.profile_steps', profile_steps)
-    plan = planned(profile=True, t_0=0.5)
+    model = network()
+    plan = planned(model, profile=True, t_0=0.5)
     assert plan.relied_on == 'seconds' and seen['repeats'] == 5 and seen['device'] == 'cpu'
     assert [group['momentum'] for group in seen['groups']] == [0.9] * 4
     times = FreezeOut(0.5).freeze_times(4)
     assert plan.saving == pytest.approx(sum(1 - t for t in times) / 5)
-    assert planned(profile=2).measured is not None and seen['repeats'] == 2
+    without_first = torch.optim.SGD([p for name, p in model.named_parameters() if '1' not in name], lr=0.1)
+    assert planned(model, profile=2, optimizer=without_first).measured is not None
+    assert seen['repeats'] == 2 and len(seen['groups']) == 3
 
 
 # --- what is refused

@@ -30,6 +30,7 @@ PRIVATE: dict[str, list[str]] = {
     ],
     'freezing/execution/compiled.py': [
         'torch._dynamo',
+        'torch._dynamo.OptimizedModule._orig_mod',
         'torch.compile._torchdynamo_orig_callable',
         'torch.nn.Module._compiled_call_impl',
     ],
@@ -195,6 +196,7 @@ def schedulers() -> torch.optim.lr_scheduler.SequentialLR:
 
 
 MAKERS: dict[str, Callable[[], Any]] = {
+    'torch._dynamo.OptimizedModule': lambda: torch.compile(nn.Linear(1, 1), backend='eager'),
     'torch._ops.OpOverload': lambda: resolve_name('torch:ops.aten.add.Tensor'),
     'torch.autograd.graph.Node': lambda: torch.ones(1, requires_grad=True).exp().grad_fn,
     'torch.compile': lambda: torch.compile(torch.exp, backend='eager'),

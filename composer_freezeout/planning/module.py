@@ -1,6 +1,5 @@
 """Looks at a model of Python that is planned: makes its units, and what its steps are counted and measured with."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ from torch.optim import Optimizer
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
 from composer_freezeout.costs.batches import first_samples, map_tensors, samples_of
+from composer_freezeout.freezing.execution.compiled import as_written
 from composer_freezeout.freezing.execution.execution import Execution
 from composer_freezeout.freezing.execution.find import execution_of
 from composer_freezeout.freezing.observing.observation import Observation
@@ -74,7 +74,8 @@ def look_at_module(
     check_optimizer(optimizer, parameters.values())
     device = next(iter(parameters.values())).device
     batch = map_tensors(training.batch, lambda tensor: tensor.to(device))
-    step = Step(module, training.loss_fn, training.forward)
+    prefix, written = as_written(module)
+    step = Step(written, training.loss_fn, training.forward)
     observed = _observed(execution, step, batch)
     partition = partition_model(module, observed, settings.layers, settings.granularity, settings.head)
     to_measure = None
@@ -84,7 +85,7 @@ def look_at_module(
     compiled = measure and not execution.shows_steps
     note = ('steps are measured as the model is written, not compiled',) if compiled else ()
     return Looked(
-        name=type(module).__name__,
+        name=type(written).__name__,
         duration=duration,
         batch_size=samples_of(batch),
         batches_per_epoch=batches_per_epoch,
@@ -94,7 +95,7 @@ def look_at_module(
         example=_example(execution, step, batch),
         sample_shape=tuple(_first(batch).shape[1:]),
         partition=partition,
-        units=tuple(map(_in_step, partition.units)),
+        units=tuple(_in_step(unit, prefix) for unit in partition.units),
         names=tuple(unit.name for unit in partition.units),
         learning_rates=learning_rates(optimizer, parameters, partition.units),
         schedule=schedule_of(settings, partition, execution),
@@ -104,16 +105,15 @@ def look_at_module(
 
 
 def _observed(execution: Execution, step: Step, batch: Any) -> Observation:
-    example = copy.deepcopy(batch)
     try:
         with execution.rehearsing():
-            return rehearse(execution.module, lambda: step(example))
+            return rehearse(execution.module, lambda: step(batch))
     except (ValueError, NotImplementedError):
         raise
     except Exception as error:
         message = ' '.join(str(error).split())[:300]
         raise ValueError(
-            f'{type(execution.module).__name__} cannot be run on batch ({type(error).__name__}: {message}); give one '
+            f'{type(step.module).__name__} cannot be run on batch ({type(error).__name__}: {message}); give one '
             'of training, such as next(iter(dataloader)), or forward, a function from the model and the batch to the '
             'loss'
         ) from error
@@ -134,10 +134,10 @@ def _first(batch: Any) -> Tensor:
     return next(tensor for tensor in tensors_in(batch) if tensor.ndim)
 
 
-def _in_step(unit: Unit) -> Unit:
+def _in_step(unit: Unit, prefix: str) -> Unit:
     """A unit with the names that its parameters and norms have in the step."""
 
     def named(names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(f'module.{name}' for name in names)
+        return tuple(f'module.{name.removeprefix(prefix)}' for name in names)
 
     return replace(unit, parameters=named(unit.parameters), norms=named(unit.norms))

@@ -8,7 +8,7 @@ from torch import nn
 
 from composer_freezeout.freezing.execution.execution import Execution
 
-__all__ = ['DEFAULT_STAGES', 'Compiled', 'is_compiled']
+__all__ = ['DEFAULT_STAGES', 'Compiled', 'as_written', 'is_compiled']
 
 # How often units of a compiled model may freeze if the user doesn't say: every time costs a compilation.
 DEFAULT_STAGES = 4
@@ -64,6 +64,21 @@ def is_compiled(model: nn.Module) -> bool:
         or hasattr(module.forward, '_torchdynamo_orig_callable')
         for module in model.modules()
     )
+
+
+def as_written(model: nn.Module) -> tuple[str, nn.Module]:
+    """What a model was before ``torch.compile`` was called on it.
+
+    Args:
+        model (nn.Module): The model, without a data-parallel wrapper.
+
+    Returns:
+        tuple[str, nn.Module]: What is in front of the names of its parameters in those of the model, and the module;
+        nothing and the model itself if it runs as it is.
+    """
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        return '_orig_mod.', model.get_submodule('_orig_mod')
+    return '', model
 
 
 def _forget_compiled() -> None:
