@@ -225,6 +225,14 @@ def test_cifar_keeps_the_order_of_channels(fake_cifar):
     assert np.array_equal(dataset.images[:2].numpy(), data.reshape(2, 3, 32, 32))
 
 
+def test_smaller_images_are_means_of_the_pixels(fake_cifar):
+    root, data = fake_cifar
+    dataset = open_source(section('cifar10', root=str(root), image_size=16)).dataset
+    assert isinstance(dataset, ImageTensors)
+    means = data.reshape(2, 3, 16, 2, 16, 2).mean((3, 5))
+    assert np.abs(dataset.images[:2].numpy() - means).max() <= 0.5 + 1e-3  # rounded
+
+
 def test_cifar_without_network_says_what_to_do(tmp_path, monkeypatch):
     def no_network(*args, **kwargs):
         raise URLError('no network')
@@ -299,6 +307,9 @@ def test_cifar_is_also_read_from_folders_of_lossless_images(tmp_path):
         crop_padding=4, flip=True
     )
     assert torch.equal(source.normalize.mean.flatten(), torch.tensor([0.4914, 0.4822, 0.4465]) * 255)
+    smaller = open_source(section('cifar10', root=str(tmp_path), image_size=8)).dataset
+    assert isinstance(smaller, ImageTensors) and smaller.images.shape == (10, 3, 8, 8)
+    assert smaller.images[:, 0, 0, 0].tolist() == list(range(10))
     with pytest.raises(ConfigError, match=r'train_data\.root: .*has 10 folders of classes: it is not cifar100'):
         open_source(section('cifar100', root=str(tmp_path)))
     (tmp_path / 'train' / 'class0' / '1.jpg').touch()

@@ -30,7 +30,7 @@ from composer_freezeout.run.data_config import (
 )
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.image_files import as_image_folder, open_image_folder, open_streaming
-from composer_freezeout.run.images import ImageTensors, Normalize, Source, is_streaming
+from composer_freezeout.run.images import ImageTensors, Normalize, Source, averaged, is_streaming
 from composer_freezeout.run.memory import check_memory
 from composer_freezeout.run.own_data import open_own_data
 from composer_freezeout.run.subsets import chosen
@@ -121,14 +121,16 @@ def open_source(config: Images, path: str = 'train_data', seed: int = 0) -> Sour
     """
     if isinstance(config, Streaming):
         return open_streaming(config, path, seed, per_rank(config.batch_size, path))
-    if isinstance(config, Cifar10 | Cifar100):
-        config = as_image_folder(config, path, *_COLOURS[config.name]) or config
     if isinstance(config, ImageFolder):
         return open_image_folder(config, path, seed)
+    cifar = config if isinstance(config, Cifar10 | Cifar100) else None
+    if cifar is not None and (files := as_image_folder(cifar, path, *_COLOURS[cifar.name])) is not None:
+        return averaged(open_image_folder(files, path, seed), cifar.image_size)
     whole = _SOURCES[config.name](config, path)
     images = whole.dataset
     rows, labels, num_classes = chosen(config.subset, images.labels, whole.num_classes, path, seed)
-    return Source(ImageTensors(images.images[rows], labels, images.augment), whole.normalize, num_classes)
+    source = Source(ImageTensors(images.images[rows], labels, images.augment), whole.normalize, num_classes)
+    return source if cifar is None else averaged(source, cifar.image_size)
 
 
 def per_rank(batch_size: int, path: str) -> int:

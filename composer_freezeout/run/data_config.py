@@ -108,20 +108,21 @@ class _TrainTest(_Data):
 
 class _Cifar(_TrainTest):
     root: str = 'data'
+    image_size: Annotated[int, Field(ge=8, le=32)] | None = None
 
     channels_known: ClassVar[int | None] = 3
     train_augment: ClassVar[Augment | None] = Augment(crop_padding=4, flip=True)
 
 
 class Cifar10(_Cifar):
-    """CIFAR-10, downloaded to ``root`` where there is a network."""
+    """CIFAR-10, downloaded to ``root`` where there is a network; its pixels are averaged to ``image_size``, if given."""
 
     name: Literal['cifar10']
     num_classes_known: ClassVar[int | None] = 10
 
 
 class Cifar100(_Cifar):
-    """CIFAR-100, downloaded to ``root`` where there is a network."""
+    """CIFAR-100, likewise."""
 
     name: Literal['cifar100']
     num_classes_known: ClassVar[int | None] = 100

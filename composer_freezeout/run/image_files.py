@@ -98,7 +98,7 @@ def as_image_folder(
     if wrong:
         fault = f'{str(folder)!r} has {wrong}: it is not {config.name}; name it image_folder, or give another root'
         raise ConfigError([Fault(f'{path}.root', fault)])
-    shared = config.model_dump(exclude={'name', 'subset', 'augment'})
+    shared = config.model_dump(exclude={'name', 'image_size', 'subset', 'augment'})
     return ImageFolder(
         name='image_folder',
         cache=True,

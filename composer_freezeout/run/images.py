@@ -1,7 +1,7 @@
 """Images in memory, changed at random and normalised by the batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from composer_freezeout.run.data_config import Augment
 
-__all__ = ['ImageTensors', 'Normalize', 'Source', 'augmented', 'is_streaming']
+__all__ = ['ImageTensors', 'Normalize', 'Source', 'augmented', 'averaged', 'is_streaming']
 
 
 def augmented(images: Tensor, augment: Augment) -> Tensor:
@@ -103,6 +103,26 @@ class Source:
         """Samples of an epoch over all processes."""
         # The length of a streaming data set is that of this process's share.
         return self.dataset.size if is_streaming(self.dataset) else len(self.dataset)  # pyright: ignore
+
+
+def averaged(source: Source, size: int | None) -> Source:
+    """Makes the images of a data set smaller, each pixel the mean of those in its place.
+
+    Args:
+        source (Source): A data set of images in memory.
+        size (int, optional): Their new height and width. Default: as they are.
+
+    Returns:
+        Source: The same with the smaller images.
+    """
+    images = source.dataset
+    assert isinstance(images, ImageTensors), 'images in memory'
+    if size is None or size == images.images.shape[-1]:
+        return source
+    # In parts: as floating point all of them would take four times the memory.
+    parts = images.images.split(4096)
+    smaller = torch.cat([F.interpolate(p.float(), (size, size), mode='area').round().to(torch.uint8) for p in parts])
+    return replace(source, dataset=ImageTensors(smaller, images.labels, images.augment))
 
 
 def is_streaming(dataset: Dataset) -> bool:
