@@ -19,6 +19,7 @@ from .test_imports import PACKAGE, ROOMS, modules, source
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / 'docs'
 PAGES = [*sorted(DOCS.glob('*.md')), ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'benchmarks' / 'README.md']
+PAGES += sorted((ROOT / 'examples').glob('*/README.md'))
 
 
 def name(path: Path) -> str:
@@ -63,7 +64,9 @@ def test_the_families_that_pages_name_exist():
     for page in PAGES:
         for _, command, *arguments in commands(page):
             if command in ('run', 'plan', 'compare', 'sweep') and not arguments[0].startswith('my'):
-                assert (ROOT / 'yamls' / arguments[0]).exists(), f'{name(page)}: {arguments[0]}'
+                # Of an example in its own folder.
+                places = (ROOT / 'yamls', page.parent)
+                assert any((at / arguments[0]).exists() for at in places), f'{name(page)}: {arguments[0]}'
 
 
 # --- links
