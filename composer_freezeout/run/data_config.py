@@ -115,7 +115,7 @@ class _Cifar(_TrainTest):
 
 
 class Cifar10(_Cifar):
-    """CIFAR-10, downloaded to ``root`` where there is a network; its pixels are averaged to ``image_size``, if given."""
+    """CIFAR-10, downloaded to ``root`` where there is a network; its pixels are averaged to ``image_size`` if given."""
 
     name: Literal['cifar10']
     num_classes_known: ClassVar[int | None] = 10
