@@ -204,6 +204,13 @@ def test_a_compiled_model_freezes_in_four_stages():
     assert 'In 4 stages' in str(in_stages)
 
 
+def test_a_table_of_units_that_are_not_known_yet_says_where_they_are_told(caplog):
+    model = classifier()
+    assert FreezeOut().unit_table() == apply_freezeout(model, sgd(model)).unit_table() == []
+    assert len(caplog.messages) == 2
+    assert all('not known before the first batch; composer_freezeout.plan(model, batch' in m for m in caplog.messages)
+
+
 # --- when
 
 

@@ -25,6 +25,7 @@ from composer_freezeout.freezing.execution.find import execution_of
 from composer_freezeout.freezing.freezer import LayerFreezer
 from composer_freezeout.freezing.lifecycle import Lifecycle
 from composer_freezeout.freezing.observing.observation import Observation
+from composer_freezeout.freezing.observing.partition import Partition
 from composer_freezeout.freezing.optimizer.check import check_optimizer
 from composer_freezeout.freezing.prefix.around_forward import anchored
 from composer_freezeout.freezing.prefix.prefix import release_earlier
@@ -285,17 +286,21 @@ class FreezeOut(Algorithm):
         settings = self.settings if t_0 is None else replace(self.settings, t_0=t_0)
         return settings.freeze_times(num_units, heads)
 
+    @property
+    def partition(self) -> Partition | None:
+        """The units; None until the first batch shows them, or a checkpoint tells them."""
+        return None if self._freezer is None else self._freezer.partition
+
     def unit_table(self) -> list[dict[str, Any]]:
-        """One row per unit, first to freeze first; empty before the first batch.
+        """One row per unit, first to freeze first.
+
+        Empty before the first batch, as a message says; :func:`composer_freezeout.plan` tells the units before that.
 
         Returns:
             list[dict[str, Any]]: ``name``, ``parameters`` (count), ``t_i`` (progress in ``(0, 1]``), ``frozen`` and
             ``frozen_at_batch`` (batches trained before it froze, None while it trains).
         """
-        if self._freezer is None:
-            return []
-        rows = self._freezer.unit_table()
-        frozen_at = self._life.frozen_at
+        rows, frozen_at = self._life.unit_table(), self._life.frozen_at
         for index, row in enumerate(rows):
             row['frozen_at_batch'] = frozen_at[index] if index < len(frozen_at) else None
         return rows

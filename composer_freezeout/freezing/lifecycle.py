@@ -137,6 +137,16 @@ class Lifecycle:
         assert self.freezer is not None
         self.freezer.limit_stages(execution.stage_limit(self.settings.max_stages))
 
+    def unit_table(self) -> list[dict[str, Any]]:
+        """That of :meth:`.LayerFreezer.unit_table`; before the units are known it is empty, and a message says why."""
+        if self.freezer is None:
+            log.warning(
+                'FreezeOut: the units are not known before the first batch; composer_freezeout.plan(model, batch, '
+                'optimizer, duration) tells them, and what freezing them saves, before training.'
+            )
+            return []
+        return self.freezer.unit_table()
+
     # --- training
 
     def batch_start(self, progress: float, warmup: float, batches: int, running: bool = False) -> bool:

@@ -169,8 +169,11 @@ class FreezeOutLoop:
         return {} if self._life.freezer is None else self._life.freezer.learning_rates()
 
     def unit_table(self) -> list[dict[str, Any]]:
-        """One row per unit: ``name``, ``parameters`` (count), ``t_i`` and ``frozen``; empty before they are known."""
-        return [] if self._life.freezer is None else self._life.freezer.unit_table()
+        """One row per unit: ``name``, ``parameters`` (count), ``t_i`` and ``frozen``.
+
+        Empty before the units are known, as a message says; :func:`composer_freezeout.plan` tells them before training.
+        """
+        return self._life.unit_table()
 
     # --- checkpoints
 

@@ -289,7 +289,8 @@ class Recorder(Callback):
 
 
 def _units(state: State) -> list[Unit]:
-    return [Unit(**row) for a in state.algorithms if isinstance(a, FreezeOut) for row in a.unit_table()]
+    ours = [a for a in state.algorithms if isinstance(a, FreezeOut) and a.partition is not None]
+    return [Unit(**row) for algorithm in ours for row in algorithm.unit_table()]
 
 
 def _eval_metrics(state: State) -> dict[str, Any]:
