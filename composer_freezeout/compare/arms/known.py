@@ -10,6 +10,7 @@ __all__ = [
     'BASELINE_SHORT',
     'COST_AWARE',
     'DERIVED',
+    'FINE_TUNING_ARMS',
     'FREEZEOUT',
     'FREEZING',
     'HEAD_ONLY',
@@ -85,8 +86,9 @@ KNOWN = {
     'baseline_short_cost_aware': _shortened(COST_AWARE, 'muted', full=False),
     COST_AWARE: KnownArm('#b8860b', 'd', full=False),
 }
-# What a full comparison consists of.
+# What a full comparison consists of: from random weights, and from weights that are there.
 ARMS = tuple(name for name, arm in KNOWN.items() if arm.full)
+FINE_TUNING_ARMS = (BASELINE, BASELINE_SHORT, LAYER_FREEZING, MATCHED, STATIC, HEAD_ONLY, FREEZEOUT)
 # The arms without a file of their own, and those that they are made of.
 DERIVED = {name: arm.made_of for name, arm in KNOWN.items() if arm.made_of}
 # The shortened baselines, and the arm whose time each has.

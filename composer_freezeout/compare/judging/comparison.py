@@ -58,6 +58,11 @@ class Comparison:
     workers: int | None = None
     company: float | None = None
 
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether its runs began with weights that were there."""
+        return any(run.record.weights is not None for run in self.runs)
+
     def of(self, arm: str) -> list[FinishedRun]:
         """Finished runs of an arm, by seed."""
         return [run for run in self.runs if run.arm == arm]

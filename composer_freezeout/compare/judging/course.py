@@ -114,12 +114,14 @@ def frozen_shares(record: Record) -> list[tuple[float, float]]:
 
     Returns:
         list[tuple[float, float]]: Progress in ``[0, 1]`` and share in ``[0, 1]``, where each segment begins and at the
-        end; empty without segments. What was frozen before the run doesn't count.
+        end; empty without segments. What the configuration froze from the start counts, what the model had frozen
+        by itself doesn't.
     """
     if not record.segments:
         return []
     total = record.effective.total_batches
     trainable = max(segment.trainable_parameters for segment in record.segments) or 1
+    trainable += record.effective.frozen.parameters if record.effective.frozen else 0
     points = [(s.batch / total, 1 - s.trainable_parameters / trainable) for s in record.segments]
     return [(0.0, points[0][1]), *points[1:], (1.0, points[-1][1])]
 

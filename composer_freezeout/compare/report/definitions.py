@@ -1,6 +1,14 @@
 """What a report says besides numbers: what was not run, and what the numbers mean."""
 
-from composer_freezeout.compare.arms.known import ARMS, SHORTENED, length_of
+from composer_freezeout.compare.arms.known import (
+    ARMS,
+    FINE_TUNING_ARMS,
+    FREEZEOUT,
+    HEAD_ONLY,
+    SHORTENED,
+    STATIC,
+    length_of,
+)
 from composer_freezeout.compare.judging.clock import SAME_CORES, SAME_WORK
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.curve import TOLERANCE
@@ -25,7 +33,8 @@ def not_run(comparison: Comparison) -> list[str]:
         for failure in comparison.failures
     ]
     lines += [f'{arm}, seed {seed}: no record' for arm, seed in comparison.missing]
-    absent = [arm for arm in ARMS if arm not in comparison.arms]
+    full = FINE_TUNING_ARMS if comparison.fine_tunes else ARMS
+    absent = [arm for arm in full if arm not in comparison.arms]
     if absent:
         lines.append(f'Arms of a full comparison that are not part of this one: {", ".join(absent)}.')
     return lines
@@ -80,6 +89,11 @@ def definitions(comparison: Comparison) -> list[str]:
             if (length := length_of(arm)) is not None
         ),
     ]
+    if any(run.record.effective.frozen for run in comparison.runs):
+        lines.append(
+            f'{STATIC} is the baseline with as many of its first layers frozen from the start as are predicted to save '
+            f'what {FREEZEOUT} does, {STATIC}_0.25 with as many as save 25 %; {HEAD_ONLY} trains the last layer alone.'
+        )
     if any(run.record.training_cpu_seconds is not None for run in comparison.runs):
         lines.append(
             'CPU time is that of training, over all threads and data workers. Divided by wall-clock it is the number '

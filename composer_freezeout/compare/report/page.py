@@ -12,6 +12,7 @@ from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.course import reached, target
 from composer_freezeout.compare.judging.score import BY_ACCURACY
 from composer_freezeout.compare.judging.verdict import ArmResult, arm_results
+from composer_freezeout.compare.report.beginnings import beginnings
 from composer_freezeout.compare.report.definitions import definitions, not_run
 from composer_freezeout.compare.report.markup import HTML, MARKDOWN, templates
 from composer_freezeout.compare.report.plots import FIRST, PLOTS, Plot, draw_plots
@@ -68,6 +69,7 @@ def _sections(comparison: Comparison, results: Sequence[ArmResult], plots: Mappi
     welch = welch_grid(results, BASELINE, lambda result: result.versus_baseline, comparison.score)
     sections = [
         Section('Gain at equal cost', grids=[results_grid(results, comparison.clock, comparison.score)]),
+        Section('What the runs began with', items=beginnings(comparison)),
         _time_to_target(comparison),
         Section('Engagement', grids=[engagement_grid(results, records)], plots=drawn('engagement.svg')),
         Section('Learning curves', plots=drawn('learning_curves.svg')),

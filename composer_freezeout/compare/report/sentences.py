@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from composer_freezeout.compare.arms.known import ARMS, BASELINE, FREEZEOUT, SHORTENED, is_baseline
+from composer_freezeout.compare.arms.known import ARMS, BASELINE, FINE_TUNING_ARMS, FREEZEOUT, SHORTENED, is_baseline
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.curve import Gain
 from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
@@ -196,7 +196,8 @@ def _few_lengths(number: int) -> str:
 
 def _not_tried(comparison: Comparison) -> str:
     """What a reader might take this for, and it is not."""
-    absent = [arm for arm in ARMS if arm not in comparison.arms and arm not in SHORTENED]
+    full = FINE_TUNING_ARMS if comparison.fine_tunes else ARMS
+    absent = [arm for arm in full if arm not in comparison.arms and arm not in SHORTENED]
     devices = sorted({run.record.effective.device for run in comparison.runs})
     where = ' and '.join('a GPU' if device == 'gpu' else f'a {device.upper()}' for device in devices)
     parts = [f'anything but this recipe on {where}', *([f'the arms {", ".join(absent)}'] if absent else [])]
