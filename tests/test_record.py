@@ -56,6 +56,7 @@ def state(batch: int = 0, optimizer: Any = None, **keys: Any) -> State:
             total_loss_dict={'loss/train/total': float(batch)},
             train_metric_values={'Accuracy': torch.tensor(0.5)},
             eval_metric_values={'Accuracy': torch.tensor(0.25)},
+            eval_metrics={},
             **keys,
         ),
     )

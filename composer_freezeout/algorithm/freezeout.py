@@ -294,7 +294,7 @@ class FreezeOut(Algorithm):
     def unit_table(self) -> list[dict[str, Any]]:
         """One row per unit, first to freeze first.
 
-        Empty before the first batch, as a message says; :func:`composer_freezeout.plan` tells the units before that.
+        Empty before the first batch, as a message says; :func:`.plan` tells the units before that.
 
         Returns:
             list[dict[str, Any]]: ``name``, ``parameters`` (count), ``t_i`` (progress in ``(0, 1]``), ``frozen`` and

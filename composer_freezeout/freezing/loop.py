@@ -171,7 +171,7 @@ class FreezeOutLoop:
     def unit_table(self) -> list[dict[str, Any]]:
         """One row per unit: ``name``, ``parameters`` (count), ``t_i`` and ``frozen``.
 
-        Empty before the units are known, as a message says; :func:`composer_freezeout.plan` tells them before training.
+        Empty before the units are known, as a message says; :func:`.plan` tells them before training.
         """
         return self._life.unit_table()
 

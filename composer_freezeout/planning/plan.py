@@ -20,7 +20,7 @@ __all__ = ['Plan']
 
 @dataclass(frozen=True, repr=False)
 class Plan(PlanContent):
-    """FreezeOut for a training that has not begun; what :func:`composer_freezeout.plan` gives.
+    """FreezeOut for a training that has not begun; what :func:`.plan` gives.
 
     ``print(plan)`` prints the units and what freezing them saves as tables, and a notebook shows them. Attributes are
     those of :class:`~composer_freezeout.planning.content.PlanContent`.
