@@ -3,12 +3,14 @@
 import json
 import re
 from collections.abc import Collection
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.known import FREEZEOUT, HEAD_ONLY, share_of
 from composer_freezeout.run.config import RunConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ['covering', 'static_override']
 
@@ -66,7 +68,7 @@ def _target(name: str, freezeout: RunConfig | None, data: Data) -> float | None:
     return predict_whole_saving(freezeout.model, data.batch, algorithms, 1)
 
 
-def covering(model: nn.Module, parameters: Collection[str]) -> list[str]:
+def covering(model: 'nn.Module', parameters: Collection[str]) -> list[str]:
     """The modules that some parameters make up, each as a whole as can be.
 
     Args:
@@ -79,7 +81,7 @@ def covering(model: nn.Module, parameters: Collection[str]) -> list[str]:
     """
     found: list[str] = []
 
-    def descend(module: nn.Module, prefix: str) -> None:
+    def descend(module: 'nn.Module', prefix: str) -> None:
         for name, _ in module.named_parameters(prefix, recurse=False):
             if name in parameters:
                 found.append(name)
