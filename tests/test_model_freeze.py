@@ -14,6 +14,7 @@ from composer_freezeout.run.build import assemble
 from composer_freezeout.run.command import main
 from composer_freezeout.run.config import ModelConfig, load
 from composer_freezeout.run.faults import ConfigError
+from composer_freezeout.run.fused import FusedPart
 from composer_freezeout.run.models import build_model
 
 RUN = """\
@@ -167,3 +168,38 @@ def test_expressions_that_will_not_do_are_told(patterns, told):
     with pytest.raises(ConfigError) as raised:
         model(*patterns)
     assert str(raised.value).startswith(told) and '\n' not in str(raised.value)
+
+
+def test_what_is_frozen_runs_as_inference_without_freezeout_too(yaml, tmp_path):
+    ends, outputs = [], []
+    for fused in (True, False):
+        out = tmp_path / str(fused)
+        overrides = ['checkpoint={interval: 1ep}', f'output={out}', 'algorithms=[]']
+        parts = assemble(load(yaml, overrides))
+        callbacks: list[Any] = parts.keywords['callbacks']
+        (fusing,) = (callback for callback in callbacks if isinstance(callback, FusedPart))
+        if not fused:
+            callbacks.remove(fusing)
+        run = parts.build()
+        run.trainer.fit()
+        model: Any = run.trainer.state.model
+        if fused:
+            names = ['conv1', 'layer1.0.conv1', 'layer1.0.conv2']
+            assert list(fusing.prefix.folding.pairs) == [f'module.{name}' for name in names]
+        assert 'forward' not in vars(model.module.conv1) and not model.module.bn1._forward_hooks
+        outputs.append(model.eval()(run.recorder.example))
+        run.trainer.close()
+        ends.append(torch.load(out / 'checkpoints' / 'latest-rank0.pt', weights_only=False)['state']['model'])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-2, atol=1e-3)
+
+
+def test_freezeout_fuses_what_is_frozen_itself(yaml, tmp_path):
+    parts = assemble(load(yaml, [FREEZEOUT, f'output={tmp_path / "out"}']))
+    assert not [callback for callback in parts.keywords['callbacks'] if isinstance(callback, FusedPart)]
+    assert not assemble(load(yaml, ['model.freeze=null'])).keywords['callbacks']
+    run = parts.build()
+    run.trainer.fit()
+    (algorithm,) = run.trainer.state.algorithms
+    assert 'module.conv1' in algorithm.state_dict()['fused'][0]
+    run.trainer.close()

@@ -16,6 +16,7 @@ from composer_freezeout.run import registry
 from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data import build_data, per_rank
 from composer_freezeout.run.faults import Attempts, ConfigError, SectionFault
+from composer_freezeout.run.fused import FusedPart
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.new_head import new_head
 from composer_freezeout.run.own_data import resolved_data
@@ -167,6 +168,8 @@ def _built(
         key: [attempts.attempt(bound.build, **defaults.get(bound.name, {})) for bound in getattr(components, key)]
         for key in ('algorithms', 'callbacks', 'loggers')
     }
+    if config.model.freeze and not any(entry.name == 'freezeout' for entry in config.algorithms):
+        keywords['callbacks'].append(FusedPart())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     keywords['optimizers'] = attempts.attempt(components.optimizer.build, trained)
     keywords['schedulers'] = components.scheduler and attempts.attempt(components.scheduler.build)

@@ -37,6 +37,8 @@ def release_earlier(model: nn.Module) -> None:
 class FrozenPrefix:
     """Freezes and thaws the leading units of a model, in place.
 
+    What others have frozen is fused with the units, as far as its normalisation layers are kept in evaluation.
+
     Parameters are looked up once: a sharded model shows others in their place while they are gathered.
 
     Args:
@@ -76,7 +78,7 @@ class FrozenPrefix:
         self.folding = self._fusions.folding
         self.units_frozen = 0
         self.called_whole = False
-        self._released = False
+        self._settled = False
         self._idle = True
         parameters = dict(model.named_parameters()) if parameters is None else parameters
         self._parameters = {name: parameters[name] for unit in units for name in unit.parameters}
@@ -136,9 +138,8 @@ class FrozenPrefix:
             self.units_frozen = count
             self.folding.forget()
         self._idle = False
-        if changed or self._released:
+        if changed or not self._settled:
             self._settle(count)
-            self._released = False
             self.hold()
         elif not (self.called_whole and self.holds_itself):
             self.hold()
@@ -190,7 +191,7 @@ class FrozenPrefix:
         """Gives the layers of frozen units their own behaviour back; their parameters stay frozen."""
         self._release_norms()
         self._around.remove()
-        self._released = True
+        self._settled = False
 
     def _freeze(self) -> None:
         for parameter in self._frozen:
@@ -200,21 +201,38 @@ class FrozenPrefix:
 
     def _settle(self, count: int) -> None:
         """Finds what the first ``count`` units have to be kept from, besides gradients."""
+        self._settled = True
         if self.batchnorm != 'update':
             names = (norm for unit in self.units[:count] for norm in unit.norms)
             self.frozen_norms = [self.model.get_submodule(name) for name in names]
         self._around.remove()
-        if count and execution_of(self.model).runs_as_written:
+        # Before what is fused: norms have to be in evaluation by then.
+        if execution_of(self.model).runs_as_written:
             self._around.put()
         held: list[nn.Module] = []
         if self.batchnorm == 'eval':
             held += self.frozen_norms
         else:
             self._without_tracking = [norm for norm in self.frozen_norms if norm.track_running_stats]
-        if self.fuse_frozen and count:
-            held += self._fusions.fuse(self.frozen_norms if self.batchnorm == 'eval' else [])
+        others = self._norms_of_others() if self.fuse_frozen else []
+        if self.fuse_frozen:
+            held += self._fusions.fuse([*(self.frozen_norms if self.batchnorm == 'eval' else []), *others])
+        if not (count or others or held):
+            self._around.remove()
         for module in held:
             (self._scripted if isinstance(module, torch.jit.ScriptModule) else self._held).append(_Mode(module))
+
+    def _norms_of_others(self) -> list[nn.Module]:
+        """BatchNorm layers that are in no unit and don't train; they are fused in passes in which they stand still."""
+        ours = {name for unit in self.units for name in unit.norms}
+        return [
+            module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and name not in ours
+            and module.running_mean is not None
+            and not any(parameter.requires_grad for parameter in module.parameters())
+        ]
 
     def _release_norms(self) -> None:
         self._fusions.release()
