@@ -1,7 +1,7 @@
 """The parts of a run that its plan needs, made from the YAML file."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Components:
     Attributes:
         index (int, optional): Of FreezeOut in ``algorithms``; None if it isn't there.
         freezeout (FreezeOut): The algorithm, with its defaults if it isn't there.
+        given (Mapping[str, Any]): Its arguments, as far as they were given.
         optimizer (Bound): To be built.
         learning_rates (tuple[float, ...]): Its learning rate.
         notes (tuple[str, ...]): What was assumed or left out.
@@ -34,9 +35,15 @@ class Components:
 
     index: int | None
     freezeout: FreezeOut
+    given: Mapping[str, Any]
     optimizer: Bound
     learning_rates: tuple[float, ...]
     notes: tuple[str, ...]
+
+    def with_head(self, head: Sequence[str] | None, notes: tuple[str, ...]) -> 'Components':
+        """The same with a head, where that is known only now; None for FreezeOut's own."""
+        freezeout = self.freezeout if head is None else FreezeOut(**{'head': head, **self.given})
+        return replace(self, freezeout=freezeout, notes=(*self.notes, *notes))
 
 
 def components_of(config: RunConfig, settings: Mapping[str, Any] | None = None) -> Components:
@@ -73,14 +80,15 @@ def components_of(config: RunConfig, settings: Mapping[str, Any] | None = None) 
     given = dict(config.algorithms[ours[0]].arguments) if ours else {}
     freezeout = bound[f'algorithms.{ours[0]}'].build() if ours else FreezeOut()
     if settings:
-        freezeout = FreezeOut(**{**given, **settings})
         notes += _replaced(given, settings)
+        given |= settings
+        freezeout = FreezeOut(**given)
     elif not ours:
         notes.append(
             'the file has no freezeout among its algorithms: planned with its defaults, '
             f't_0 {freezeout.settings.t_0} and how_scale {freezeout.settings.how_scale}'
         )
-    return Components(ours[0] if ours else None, freezeout, bound['optimizer'], rates, tuple(notes))
+    return Components(ours[0] if ours else None, freezeout, given, bound['optimizer'], rates, tuple(notes))
 
 
 def _replaced(given: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:

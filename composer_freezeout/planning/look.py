@@ -1,6 +1,7 @@
 """Looks at the run of a YAML file that is planned: makes its model, its batches and its units."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from composer.models import ComposerModel
@@ -12,11 +13,13 @@ from composer_freezeout.freezing.execution.find import execution_of
 from composer_freezeout.planning.batches import Batches, look_at_data, size_path
 from composer_freezeout.planning.components import components_of, partition_of, place_note, place_to_measure
 from composer_freezeout.planning.looked import Looked, ToMeasure, schedule_of
-from composer_freezeout.run.config import RunConfig
+from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data_config import OwnData
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.memory import check_memory
 from composer_freezeout.run.models import build_model
+from composer_freezeout.run.new_head import head_line, new_head
+from composer_freezeout.run.weights import load_weights
 
 __all__ = ['look_at']
 
@@ -41,6 +44,7 @@ def look_at(
     components = components_of(config, settings)
     reproducibility.seed_all(config.seed)
     model = build_model(config.model)
+    components = components.with_head(*_head_of(config, model))
     place = place_to_measure(config)
     batches = look_at_data(config, place.device, image_size, measure=measure)
     _check_step(model, batches, config)
@@ -69,6 +73,24 @@ def look_at(
         to_measure=to_measure,
         notes=(*components.notes, *(place_note(place, config) if measure else ()), *batches.notes),
     )
+
+
+def _head_of(config: RunConfig, model: ComposerModel) -> tuple[list[str] | None, tuple[str, ...]]:
+    """What new layers the run's weights leave to train to the end, and what to know of it."""
+    source, weights = config.model.weights, None
+    if source is None:
+        return None, ()
+    if not any(entry.name == 'freezeout' for entry in config.algorithms):
+        config = config.model_copy(update={'algorithms': [Component(name='freezeout')]})
+    if not config.resumes_itself:
+        if not Path(source).exists():
+            note = (
+                f'model.weights {source!r} are not read here; if they lack layers, these train to the end as the head'
+            )
+            return None, (note,)
+        weights = load_weights(model, config.model.name, source, 'model.weights')
+    head = new_head(config, model, weights)
+    return head, () if head is None else (head_line(head),)
 
 
 def _check_step(model: ComposerModel, batches: Batches, config: RunConfig) -> None:
