@@ -169,7 +169,8 @@ def test_the_report_says_what_the_runs_began_with(comparison):
     (absent,) = [line for line in text.splitlines() if 'Arms of a full comparison that are not part' in line]
     assert absent.endswith(': baseline_short, layer_freezing, layer_freezing_matched, head_only, freezeout.')
     static = load_comparison(comparison.out).of('static')[0].record
-    assert frozen_share([static]) == static.effective.frozen.parameters / static.effective.parameters_total
+    share = static.effective.frozen.parameters / static.effective.parameters_total
+    assert frozen_share([static]) == pytest.approx(share)
 
 
 def test_static_arms_are_of_families_that_begin_with_weights(family):
