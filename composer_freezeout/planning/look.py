@@ -84,9 +84,7 @@ def _head_of(config: RunConfig, model: ComposerModel) -> tuple[list[str] | None,
         config = config.model_copy(update={'algorithms': [Component(name='freezeout')]})
     if not config.resumes_itself:
         if not Path(source).exists():
-            note = (
-                f'model.weights {source!r} are not read here; if they lack layers, these train to the end as the head'
-            )
+            note = f'{source!r} is not here, and not read; layers that it lacks train to the end as the head'
             return None, (note,)
         weights = load_weights(model, config.model.name, source, 'model.weights')
     head = new_head(config, model, weights)
