@@ -3,15 +3,28 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from composer.core import State
 from composer.metrics import BinaryF1Score, CrossEntropy, LanguageCrossEntropy, LossMetric, MaskedAccuracy, MIoU
 
 from composer_freezeout.results.record import ACCURACY, Metric
 
-__all__ = ['judged_by']
+__all__ = ['eval_metrics', 'judged_by']
 
 # Of Composer's own, which don't say it as those of torchmetrics do. Perplexity is a kind of cross entropy.
 _LOWER = (CrossEntropy, LanguageCrossEntropy, LossMetric)
 _HIGHER = (BinaryF1Score, MaskedAccuracy, MIoU)
+
+
+def eval_metrics(state: State) -> dict[str, Any]:
+    """The metrics of a run's evaluations.
+
+    Args:
+        state (State): The trainer's state.
+
+    Returns:
+        dict[str, torchmetrics.Metric]: By name, in the model's order.
+    """
+    return {name: metric for metrics in state.eval_metrics.values() for name, metric in metrics.items()}
 
 
 def judged_by(metrics: Mapping[str, Any], evaluated: Iterable[str]) -> Metric | None:

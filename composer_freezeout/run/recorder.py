@@ -16,7 +16,7 @@ from composer_freezeout.results.files import json_safe
 from composer_freezeout.results.record import Epoch, Segment, StartedFrom, Unit, Weights
 from composer_freezeout.run.clocks import Stopwatch, cpu_seconds
 from composer_freezeout.run.learning_rates import LearningRateTrace, hyperparameters
-from composer_freezeout.run.metrics import judged_by
+from composer_freezeout.run.metrics import eval_metrics, judged_by
 from composer_freezeout.run.segments import Moment, Segments
 
 __all__ = ['Recorder']
@@ -221,7 +221,7 @@ class Recorder(Callback):
             'training_cpu_seconds': self._cpu(),
             'started_from': self.started_from,
             'weights': self.weights,
-            'metric': judged_by(_eval_metrics(state), evaluated[-1] if evaluated else ()),
+            'metric': judged_by(eval_metrics(state), evaluated[-1] if evaluated else ()),
         }
 
     def effective(self, state: State) -> dict[str, Any]:
@@ -291,10 +291,6 @@ class Recorder(Callback):
 def _units(state: State) -> list[Unit]:
     ours = [a for a in state.algorithms if isinstance(a, FreezeOut) and a.partition is not None]
     return [Unit(**row) for algorithm in ours for row in algorithm.unit_table()]
-
-
-def _eval_metrics(state: State) -> dict[str, Any]:
-    return {name: metric for metrics in state.eval_metrics.values() for name, metric in metrics.items()}
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
