@@ -46,9 +46,7 @@ def predict_saving(model: ComposerModel, batch: Any, algorithms: Sequence[Algori
     return layer_freezing_saving(model, batch, algorithm, epochs)
 
 
-def predict_whole_saving(
-    config: ModelConfig, batch: Any, algorithms: Sequence[Algorithm], epochs: int
-) -> float | None:
+def predict_whole_saving(config: ModelConfig, batch: Any, algorithms: Sequence[Algorithm], epochs: int) -> float | None:
     """The same of a model of which something is frozen from the start, with what that saves.
 
     Args:
