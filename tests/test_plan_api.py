@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -422,7 +423,9 @@ def test_steps_are_measured_if_asked(monkeypatch):
         ({'optimizer': None}, TypeError, 'optimizer must be a torch.optim.Optimizer, got NoneType'),
         ({'optimizer': torch.optim.SGD([nn.Parameter(torch.ones(1))])}, ValueError, 'the optimizer holds none of'),
         ({'optimizer': torch.optim.LBFGS([nn.Parameter(torch.ones(1))])}, ValueError, 'LBFGS has one learning rate'),
-        ({'batch': 3}, TypeError, 'batch must hold tensors with the samples in front, got int'),
+        ({'target': '20%'}, TypeError, r"target must be a number in \(0, 1\), such as 0.15, got '20%'"),
+        ({'batch': 3}, TypeError, 'batch must be tensors with the samples in front, .* got int; give an example'),
+        ({'batch': SimpleNamespace(x=torch.ones(4, 3))}, TypeError, 'nesting of lists, tuples and mappings, got'),
         ({'batch': batch()[0]}, ValueError, r'with loss_fn, batch must be a pair \(inputs, targets\), got a Tensor'),
         ({'batch': batch() * 2}, ValueError, 'must be a pair .*, got a list of 4; give forward'),
         ({'batch': batch() * 2, 'loss_fn': None}, ValueError, 'must be inputs, or a pair .*; give forward'),

@@ -87,6 +87,8 @@ def plan(
     _check_count('batches_per_epoch', batches_per_epoch)
     repeats = _REPEATS if isinstance(profile, bool) else profile
     _check_count('profile', repeats)
+    if target is not None and not isinstance(target, (int, float)):
+        raise TypeError(f'target must be a number in (0, 1), such as 0.15, got {target!r}')
     if target is not None and not 0 < target < 1:
         raise ValueError(f'target must be a share in (0, 1), such as 0.15, got {target!r}')
     training = Training(model, batch, optimizer, loss_fn, forward)

@@ -100,10 +100,12 @@ def check_step(model: nn.Module, batch: Any, loss_fn: object, forward: object) -
         raise ValueError('forward already gives the loss; leave out loss_fn')
     if loss_fn is not None and isinstance(model, ComposerModel):
         raise ValueError(f'{type(model).__name__} is a ComposerModel and has its own loss; leave out loss_fn')
-    if not any(tensor.ndim for tensor in tensors_in(batch)):
+    dimensions: list[int] = []
+    map_tensors(batch, lambda tensor: dimensions.append(tensor.ndim))
+    if not any(dimensions):
         raise TypeError(
-            f'batch must hold tensors with the samples in front, got {type(batch).__name__}; give an example batch, '
-            'such as next(iter(dataloader))'
+            'batch must be tensors with the samples in front, in any nesting of lists, tuples and mappings, got '
+            f'{type(batch).__name__}; give an example batch, such as next(iter(dataloader))'
         )
     if forward is not None or isinstance(model, ComposerModel):
         return
