@@ -19,14 +19,19 @@ from composer_freezeout.compare.arms.static import covering
 from composer_freezeout.compare.judging.comparison import load as load_comparison
 from composer_freezeout.compare.judging.course import frozen_share
 from composer_freezeout.compare.judging.verdict import arm_results
+from composer_freezeout.compare.report.page import render
+from composer_freezeout.compare.report.sentences import conclusion
 from composer_freezeout.compare.training.pretraining import pretraining, split_overrides
 from composer_freezeout.costs.flops import step_flops_by_units_frozen
 from composer_freezeout.costs.predict import partition_for
 from composer_freezeout.method.settings import Settings
+from composer_freezeout.results.stats import paired
 from composer_freezeout.run.config import load, parse
 from composer_freezeout.run.faults import Refused
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.predicted import predict_saving
+
+from . import records
 
 QUICKSTART = Path(__file__).parent.parent / 'yamls' / 'quickstart'
 SMALL = [f'{role}_data.{key}' for role in ('train', 'eval') for key in ('image_size=8', 'subset.classes=[7-9]')]
@@ -159,6 +164,18 @@ def test_a_static_arm_is_judged_like_one_that_freezes(comparison):
     assert results['static'].freezes and results['static'].verdict is not None
     assert not results['baseline'].freezes
     assert results['static'].flops == pytest.approx(1 - record(comparison.out, 'static/seed17')['predicted_saving'])
+
+
+def test_freezeout_is_compared_with_the_static_arm_seed_by_seed(tmp_path):
+    arms = {'baseline': [0.9, 0.91, 0.92], 'static': [0.90, 0.91, 0.93], 'freezeout': [0.88, 0.90, 0.91]}
+    compared = load_comparison(records.folder(tmp_path, arms, {'baseline': 100.0, 'static': 60.0, 'freezeout': 60.0}))
+    results = {result.arm: result for result in arm_results(compared)}
+    assert results['freezeout'].versus_static == paired(arms['freezeout'], arms['static'])
+    assert results['static'].versus_static is None and results['baseline'].versus_static is None
+    (line,) = [line for line in conclusion(compared) if 'that of static' in line]
+    assert line.startswith('The accuracy of freezeout is 1.67 points below that of static') and '(95 % interval' in line
+    text = render(compared)['report.md']
+    assert '## Differences from the static arm' in text and 'Seed by seed' in text
 
 
 def test_the_report_says_what_the_runs_began_with(comparison):

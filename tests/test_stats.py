@@ -3,8 +3,9 @@
 import math
 
 import pytest
+import scipy.stats
 
-from composer_freezeout.results.stats import holm, pareto_front, ratio, summary, welch
+from composer_freezeout.results.stats import Difference, holm, paired, pareto_front, ratio, summary, welch
 
 
 def test_summary():
@@ -60,6 +61,16 @@ def test_welch_without_a_spread_decides_nothing():
 def test_one_sample_without_a_spread_is_tested_by_the_other_ones():
     result = welch([0.1, 0.1, 0.1], [0.2, 0.2, 0.3])
     assert result.p == pytest.approx(0.0572, abs=1e-4) and result.dof == pytest.approx(2)
+
+
+def test_pairs_are_tested_by_their_differences():
+    first, second = [3.0, 5.5, 4.0, 8.0], [2.0, 5.0, 4.5, 6.0]
+    expected = scipy.stats.ttest_rel(first, second)
+    found = paired(first, second)
+    assert found.value == pytest.approx(0.75) and found.dof == 3
+    assert (found.t, found.p) == pytest.approx((expected.statistic, expected.pvalue))
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert paired([3.0], [2.0]) == Difference(1.0)
 
 
 def test_ratio_adds_relative_variances():

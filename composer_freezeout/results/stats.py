@@ -19,6 +19,7 @@ __all__ = [
     'Summary',
     'holm',
     'jackknife',
+    'paired',
     'pareto_front',
     'ratio',
     'summary',
@@ -160,6 +161,27 @@ def jackknife(estimate: float, without: Sequence[float]) -> Difference:
     low, high = result.confidence_interval(CONFIDENCE)
     t, dof = float(result.statistic), float(result.df)
     return Difference(estimate, (float(low), float(high)), t, dof, float(result.pvalue))
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Tests whether pairs have the same mean, by Student's t for the differences within each.
+
+    Args:
+        first (Sequence[float]): Finite numbers, shape ``(pairs,)``, at least one.
+        second (Sequence[float]): Finite numbers, shape ``(pairs,)``.
+
+    Returns:
+        Difference: First mean minus second mean.
+
+    Raises:
+        ValueError: If there is no pair, or if a number is not finite.
+    """
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    _check(differences)
+    total, n = sum(differences), len(differences)
+    if n == 1:
+        return Difference(total)
+    return jackknife(total / n, [(total - difference) / (n - 1) for difference in differences])
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from composer_freezeout.compare.arms.known import BASELINE, FREEZING, is_baseline
+from composer_freezeout.compare.arms.known import BASELINE, FREEZING, STATIC, is_baseline
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.costs import flops_of, runs_by_flops, runs_by_time
 from composer_freezeout.compare.judging.curve import Baselines, Gain, Runs
 from composer_freezeout.results.record import Record
-from composer_freezeout.results.stats import CONFIDENCE, Difference, Ratio, Summary, holm, ratio, summary, welch
+from composer_freezeout.results.stats import CONFIDENCE, Difference, Ratio, Summary, holm, paired, ratio, summary, welch
 
 __all__ = ['ArmResult', 'Cost', 'Verdict', 'arm_results', 'baselines_of', 'best_arm', 'runs_of', 'with_holm']
 
@@ -38,6 +38,8 @@ class ArmResult:
         predicted_saving (float, optional): The same, predicted from FLOPs; None if nothing is predicted.
         flops (float, optional): FLOPs of training over the baseline's, in ``(0, ∞)``; None if nothing is predicted.
         versus_baseline (Difference, optional): Accuracy less that of the whole baseline.
+        versus_static (Difference, optional): Accuracy, seed by seed, less that of the arm whose first layers are frozen
+            from the start, of another arm that freezes; None without that arm or a seed that both have.
         by_time (Gain, optional): Accuracy, or another quality, less the baseline's in the same time, of an arm that
             freezes; None without accuracies or times to compare.
         by_flops (Gain, optional): The same for as many FLOPs.
@@ -58,6 +60,7 @@ class ArmResult:
     flops: float | None
     judged_by: Cost
     versus_baseline: Difference | None = None
+    versus_static: Difference | None = None
     by_time: Gain | None = None
     by_flops: Gain | None = None
     verdict: Verdict | None = None
@@ -90,7 +93,15 @@ def arm_results(comparison: Comparison) -> list[ArmResult]:
     results = [_measured(arm, comparison) for arm in comparison.arms if comparison.of(arm)]
     by_time = _gains(results, comparison, 'time')
     by_flops = _gains(results, comparison, 'FLOPs')
-    compared = [replace(r, by_time=by_time.get(r.arm), by_flops=by_flops.get(r.arm)) for r in results]
+    compared = [
+        replace(
+            r,
+            versus_static=_versus_static(r, comparison),
+            by_time=by_time.get(r.arm),
+            by_flops=by_flops.get(r.arm),
+        )
+        for r in results
+    ]
     return [replace(r, verdict=_verdict(r.gain)) if r.freezes else r for r in compared]
 
 
@@ -170,6 +181,17 @@ def _freezes(record: Record) -> bool:
 
 def _known(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
+
+
+def _versus_static(result: ArmResult, comparison: Comparison) -> Difference | None:
+    if not result.freezes or result.arm == STATIC:
+        return None
+    values = [
+        {run.seed: value for run in comparison.of(arm) if (value := comparison.score.of(run.record)) is not None}
+        for arm in (result.arm, STATIC)
+    ]
+    common = sorted(values[0].keys() & values[1].keys())
+    return paired(*([of[seed] for seed in common] for of in values)) if common else None
 
 
 def _gains(results: Sequence[ArmResult], comparison: Comparison, by: Cost) -> dict[str, Gain]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from composer_freezeout.compare.arms.known import BASELINE, FREEZEOUT
+from composer_freezeout.compare.arms.known import BASELINE, FREEZEOUT, STATIC
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.course import reached, target
 from composer_freezeout.compare.judging.score import BY_ACCURACY
@@ -31,6 +31,12 @@ from composer_freezeout.compare.report.text import counted, number_text
 from composer_freezeout.results.files import write_text
 
 __all__ = ['Section', 'outdated', 'render', 'write_report']
+
+
+_STATIC = (
+    'Seed by seed, by Student’s t, not corrected. The first layers of the static arm are frozen from the start, as '
+    'many as are predicted to save what freezeout does. Other arms may cost something else.'
+)
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,11 @@ def _sections(comparison: Comparison, results: Sequence[ArmResult], plots: Mappi
 
     records = {result.arm: [run.record for run in comparison.of(result.arm)] for result in results}
     welch = welch_grid(results, BASELINE, lambda result: result.versus_baseline, comparison.score)
+    versus_static = welch_grid(results, STATIC, lambda result: result.versus_static, comparison.score)
+    static = [versus_static] if versus_static.rows else []
     sections = [
         Section('Gain at equal cost', grids=[results_grid(results, comparison.clock, comparison.score)]),
+        Section('Differences from the static arm', paragraphs=[_STATIC] if static else [], grids=static),
         Section('What the runs began with', items=beginnings(comparison)),
         _time_to_target(comparison),
         Section('Engagement', grids=[engagement_grid(results, records)], plots=drawn('engagement.svg')),

@@ -4,7 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from composer_freezeout.compare.arms.known import ARMS, BASELINE, FINE_TUNING_ARMS, FREEZEOUT, SHORTENED, is_baseline
+from composer_freezeout.compare.arms.known import (
+    ARMS,
+    BASELINE,
+    FINE_TUNING_ARMS,
+    FREEZEOUT,
+    SHORTENED,
+    STATIC,
+    is_baseline,
+)
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.curve import Gain
 from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
@@ -27,7 +35,7 @@ class Conclusion:
     Attributes:
         verdict (str): On ``freezeout``, in one sentence.
         count (str): How many arms pay; empty with only one arm that freezes.
-        arms (tuple[str, ...]): A sentence on each other arm that freezes.
+        arms (tuple[str, ...]): How it compares with the static arm, and a sentence on each other arm that freezes.
         reservations (tuple[str, ...]): What restricts all of it.
         not_tried (str): What this says nothing about.
     """
@@ -54,7 +62,7 @@ def conclude(comparison: Comparison, results: Sequence[ArmResult]) -> Conclusion
     return Conclusion(
         verdict=sentences.pop(FREEZEOUT, missing),
         count=_count(results),
-        arms=tuple(sentences.values()),
+        arms=(*_versus_static(results, comparison.score), *sentences.values()),
         reservations=tuple(_reservations(comparison, results)),
         not_tried=_not_tried(comparison),
     )
@@ -71,6 +79,22 @@ def conclusion(comparison: Comparison) -> list[str]:
     """
     found = conclude(comparison, arm_results(comparison))
     return [line for line in (found.verdict, found.count, found.not_tried, *found.reservations, *found.arms) if line]
+
+
+def _versus_static(results: Sequence[ArmResult], score: Score) -> list[str]:
+    by_name = {result.arm: result.versus_static for result in results}
+    difference = by_name.get(FREEZEOUT)
+    if difference is None:
+        return []
+    amount = number_text(abs(difference.value), score.digits, score.factor)
+    side = 'above' if score.quality(difference.value) >= 0 else 'below'
+    points = 'points ' if score == BY_ACCURACY else ''
+    interval, p = points_interval_text(difference, score), p_text(difference.p)
+    known = f' (95 % interval {interval}, p {p if p.startswith("<") else f"= {p}"})' if difference.interval else ''
+    return [
+        f'The {score.name} of {FREEZEOUT} is {amount} {points}{side} that of {STATIC}, whose first layers are frozen '
+        f'from the start and which is predicted to save as much{known}.'
+    ]
 
 
 def _count(results: Sequence[ArmResult]) -> str:
