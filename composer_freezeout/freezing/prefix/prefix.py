@@ -206,16 +206,18 @@ class FrozenPrefix:
             names = (norm for unit in self.units[:count] for norm in unit.norms)
             self.frozen_norms = [self.model.get_submodule(name) for name in names]
         self._around.remove()
+        as_written = execution_of(self.model).runs_as_written
         # Before what is fused: norms have to be in evaluation by then.
-        if execution_of(self.model).runs_as_written:
+        if as_written:
             self._around.put()
         held: list[nn.Module] = []
         if self.batchnorm == 'eval':
             held += self.frozen_norms
         else:
             self._without_tracking = [norm for norm in self.frozen_norms if norm.track_running_stats]
-        others = self._norms_of_others() if self.fuse_frozen else []
-        if self.fuse_frozen:
+        others: list[nn.Module] = []
+        if self.fuse_frozen and as_written:
+            others = self._norms_of_others()
             held += self._fusions.fuse([*(self.frozen_norms if self.batchnorm == 'eval' else []), *others])
         if not (count or others or held):
             self._around.remove()
