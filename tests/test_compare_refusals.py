@@ -201,6 +201,6 @@ def test_a_sweep_without_optuna():
 def test_a_damaged_journal_of_a_sweep(tmp_path, capsys):
     arguments = ['sweep', 'quickstart', '--out', tmp_path, '--trials', 1, *SMALL]
     (baseline, freezeout), _ = read_arms(find_family('quickstart'), ['baseline', 'freezeout'], SMALL, 1.0)
-    prepare_folder(tmp_path, identity(baseline, freezeout, [17, 18], [19, 20, 21, 22, 23]), overwrite=False)
+    prepare_folder(tmp_path, identity(baseline, freezeout, [17, 18], [19, 20, 21, 22, 23]))
     (tmp_path / 'study.log').write_text('{"op_code"\n{}\n')
     assert f'{tmp_path / "study.log"} is damaged' in refused(capsys, *arguments)
