@@ -80,6 +80,20 @@ def test_a_run_goes_on_with_its_head_without_the_file(yaml):
     assert now['resumed_at_batch'] and now['units'] == before['units'] and now['weights'] == before['weights']
 
 
+@pytest.mark.parametrize(
+    ('override', 'told'),
+    [
+        ('algorithms.0.head=[fcc]', "algorithms.0.head: 'fcc' matches no module with trainable parameters; "),
+        ('algorithms.0.head=[".*"]', "algorithms.0.head: ['.*'] is all of the model that is trainable"),
+        ('algorithms.0.layers=[fc]', 'algorithms.0.layers: no expression matches the trainable parameter '),
+    ],
+)
+def test_what_does_not_fit_the_model_is_told_with_its_key(override, told, yaml, capfd):
+    assert main([str(yaml), 'output=out', override]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f'command line: {told}') and not Path('out/record.json').exists()
+
+
 class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -458,6 +458,7 @@ def test_the_written_costs_can_be_used(yaml, given_seconds, tmp_path, capsys):
         ),
         (['TINY', 'model.name=resnet9'], ['command line: model.name: depth must be 6n+2']),
         (['TINY', "algorithms.0.layers=['module.fc']"], ['command line: algorithms.0.layers: no expression matches ']),
+        (['TINY', 'algorithms.0.head=[fcc]'], ["command line: algorithms.0.head: 'fcc' matches no module with "]),
         (['TINY', 'algorithms=[{name: freezeout}, {name: freezeout}]'], ['command line: algorithms.1: FreezeOut ']),
         (['TINY', 'model.name=vit_b_16', 'model.in_channels=3', 'train_data.channels=3'],
          ['TINY: model: cannot be run on images of 3x8x8: Wrong image height']),

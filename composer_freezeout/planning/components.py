@@ -14,7 +14,7 @@ from composer_freezeout.freezing.observing.partition import Partition
 from composer_freezeout.planning.looked import Place
 from composer_freezeout.run import registry
 from composer_freezeout.run.config import RunConfig
-from composer_freezeout.run.faults import ConfigError, Fault
+from composer_freezeout.run.faults import ConfigError, Fault, units_fault
 from composer_freezeout.run.registry import Bound, bind
 
 __all__ = ['Components', 'components_of', 'partition_of', 'place_note', 'place_to_measure']
@@ -138,13 +138,13 @@ def partition_of(model: ComposerModel, example: Any, components: Components) -> 
         Partition: The units.
 
     Raises:
-        ConfigError: If ``layers`` doesn't fit the model, or the model can't be run on such images.
+        ConfigError: If ``layers`` or ``head`` doesn't fit the model, or the model can't be run on such images.
     """
     try:
         return partition_for(model, example, components.freezeout.settings)
     except ValueError as error:
-        path = '' if components.index is None else f'algorithms.{components.index}.layers'
-        raise ConfigError([Fault(path, ' '.join(str(error).split()).removeprefix('layers: '))]) from error
+        fault = units_fault(error, components.index)
+        raise ConfigError([Fault('', ' '.join(str(error).split())) if fault is None else fault]) from error
     except (AssertionError, RuntimeError) as error:
         message = ' '.join(str(error).split())[:200]
         raise ConfigError([Fault('model', f'cannot be run on {_described(example)}: {message}')]) from error

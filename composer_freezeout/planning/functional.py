@@ -71,7 +71,7 @@ def plan(
         target (float, optional): A saving, in ``(0, 1)``, to find ``t_0`` for. Default: ``None``.
         profile (bool | int, optional): Whether to measure training steps where the model is, on a copy, within about
             half a minute; a number says how many of each, in ``[1, ∞)``. Default: ``False``.
-        **settings: Arguments of :class:`.FreezeOut`, such as ``t_0=0.5`` or ``**FINE_TUNING``.
+        **settings: Arguments of :class:`.FreezeOut`, such as ``t_0=0.5`` or ``preset='fine_tuning'``.
 
     Returns:
         Plan: To be printed, drawn (:meth:`.Plan.plot`) and read.

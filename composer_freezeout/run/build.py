@@ -15,7 +15,7 @@ from composer_freezeout.results.record import Weights
 from composer_freezeout.run import registry
 from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.data import build_data, per_rank
-from composer_freezeout.run.faults import Attempts, ConfigError, SectionFault
+from composer_freezeout.run.faults import Attempts, ConfigError, SectionFault, units_fault
 from composer_freezeout.run.fused import FusedPart
 from composer_freezeout.run.models import build_model
 from composer_freezeout.run.new_head import new_head
@@ -85,6 +85,9 @@ class Parts:
         try:
             trainer = Trainer(**keywords)
         except ValueError as error:
+            ours = next((i for i, entry in enumerate(self.config.algorithms) if entry.name == 'freezeout'), None)
+            if (fault := units_fault(error, ours)) is not None:
+                raise ConfigError([fault]) from error
             message = ' '.join(str(error).split())
             raise ConfigError([SectionFault('', f'the parts of this run do not go together: {message}', '')]) from error
         except (EOFError, KeyError, OSError, RuntimeError, UnpicklingError) as error:

@@ -22,6 +22,7 @@ __all__ = [
     'shown',
     'suggest',
     'told',
+    'units_fault',
 ]
 
 T = TypeVar('T')
@@ -130,6 +131,22 @@ class Attempts:
         """
         if self.faults:
             raise ConfigError(self.faults)
+
+
+def units_fault(error: Exception, index: int | None) -> Fault | None:
+    """What is wrong with the expressions that FreezeOut makes units of, with the key that they stand under.
+
+    Args:
+        error (Exception): What FreezeOut has raised.
+        index (int, optional): Its place among the algorithms.
+
+    Returns:
+        Fault, optional: None if it is about something else.
+    """
+    setting, _, message = ' '.join(str(error).split()).partition(': ')
+    return (
+        None if index is None or setting not in ('layers', 'head') else Fault(f'algorithms.{index}.{setting}', message)
+    )
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

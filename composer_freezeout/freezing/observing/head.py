@@ -48,12 +48,13 @@ def find_head(model: nn.Module, home: Mapping[str, str], head: Sequence[str]) ->
     Raises:
         ValueError: If an expression matches nothing, or if nothing else is trainable.
     """
-    matches = head_matcher(model, head)
+    matches, wrapper = head_matcher(model, head), _wrapper(model)
     found = {name: patterns for name, module_name in home.items() if (patterns := matches(module_name))}
     for pattern in head:
         if not any(pattern in patterns for patterns in found.values()):
+            names = (name.removeprefix(f'{wrapper}.') for name in home.values())
             raise ValueError(
-                f'head: {pattern!r} matches no module with trainable parameters; {_nearest(pattern, home.values())}'
+                f'head: {pattern!r} matches no module with trainable parameters; {_nearest(pattern, names)}'
             )
     if len(found) == len(home):
         raise ValueError(
