@@ -12,6 +12,7 @@ from composer.loggers import Logger
 from composer.optim import CosineAnnealingWithWarmupScheduler
 from torch import nn
 from torch.optim import Optimizer
+from transformers import BertConfig, BertForSequenceClassification
 
 from composer_freezeout import FreezeOut, apply_freezeout
 from composer_freezeout.freezing.observing.partition import Partition, partition_model
@@ -111,6 +112,17 @@ def test_what_the_first_batch_does_not_use_may_be_head_without_a_word():
 def test_a_first_layer_that_trains_to_the_end_keeps_the_backward_pass():
     found = partition(pretrained(), head=[r'body\.0'])
     assert names(found)[-1] == 'body.0' and 'backward pass still runs' in str(found.describe_bad_cuts())
+
+
+def test_the_pooler_and_the_classifier_of_bert_are_its_head():
+    sizes: dict[str, Any] = {'hidden_size': 8, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'intermediate_size': 8}
+    bert: Any = BertForSequenceClassification(BertConfig(vocab_size=9, max_position_embeddings=8, **sizes))
+    tokens = {'input_ids': torch.ones(2, 4, dtype=torch.long), 'attention_mask': torch.ones(2, 4)}
+    model = nn.ModuleDict({'model': bert})  # as Composer's wrapper has it
+    observed = rehearse(model, lambda: bert(**tokens).logits)
+    found = partition_model(model, observed, head=['classifier', 'bert.pooler'])
+    assert names(found)[-2:] == ['model.bert.pooler.dense', 'model.classifier']
+    assert found.heads == 2 and partition_model(model, observed).heads == 1
 
 
 @pytest.mark.parametrize(
