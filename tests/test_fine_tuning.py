@@ -14,7 +14,7 @@ from composer_freezeout import FreezeOut
 from composer_freezeout.compare import command as compare
 from composer_freezeout.compare.arms.dry_run import look_at_data
 from composer_freezeout.compare.arms.family import choose_arms, family_arms, read_arms
-from composer_freezeout.compare.arms.known import in_order, share_of, sources_of, static_of_share
+from composer_freezeout.compare.arms.known import in_order, share_of, sources_of
 from composer_freezeout.compare.arms.static import covering
 from composer_freezeout.compare.judging.comparison import load as load_comparison
 from composer_freezeout.compare.judging.course import frozen_share
@@ -196,7 +196,7 @@ def test_static_arms_are_of_families_that_begin_with_weights(family):
 
 
 def test_a_share_is_read_from_the_name():
-    assert static_of_share(0.25) == 'static_0.25' and share_of('static_0.25') == 0.25
+    assert share_of('static_0.25') == 0.25
     assert [share_of(name) for name in ('static', 'static_1.5', 'static_0.0', 'baseline_0.25')] == [None] * 4
     assert sources_of('static_0.25') == ('baseline',) and sources_of('static') == ('baseline', 'freezeout')
     assert in_order(['head_only', 'static_0.4', 'static', 'static_0.25']) == [

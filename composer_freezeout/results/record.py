@@ -285,8 +285,8 @@ class Record(_Part):
             may have been interrupted and resumed.
         weights (Weights, optional): What the run began with; None for random weights.
         plugins (list[Plugin]): Modules with models and data sets of the user's own.
-        metric (Metric, optional): What the run is judged by; None for top-1 accuracy, and if nothing tells of any metric
-            whether more of it is better.
+        metric (Metric, optional): What the run is judged by; None for top-1 accuracy, and if nothing tells of any
+            metric whether more of it is better.
     """
 
     format: Literal[1]

@@ -31,6 +31,7 @@ from composer_freezeout.run.data_config import (
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.image_files import as_image_folder, open_image_folder, open_streaming
 from composer_freezeout.run.images import ImageTensors, Normalize, Source, averaged, is_streaming
+from composer_freezeout.run.loaders import check_full_batch, loader_arguments
 from composer_freezeout.run.memory import check_memory
 from composer_freezeout.run.own_data import open_own_data
 from composer_freezeout.run.subsets import chosen
@@ -177,24 +178,17 @@ def build_data(config: DataConfig, path: str, *, num_classes: int | None, seed: 
     if num_classes is not None and source.num_classes not in (None, num_classes):
         fault = f'is {num_classes}, but {path} ({config.name}) has {source.num_classes} classes; make them equal'
         raise ConfigError([Fault('model.num_classes', fault)])
-    if config.drop_last and source.samples < config.batch_size:
-        fault = f'{config.batch_size} is more than the {source.samples} samples there are, which leaves no full batch'
-        raise ConfigError([Fault(f'{path}.batch_size', f'{fault}; take a smaller one or set drop_last: false')])
-    drop_last, shuffle = bool(config.drop_last), bool(config.shuffle)
-    shared: dict[str, Any] = {
-        'batch_size': batch_size,
-        'drop_last': drop_last,
-        'num_workers': config.num_workers,
-        'persistent_workers': config.num_workers > 0,
-        'pin_memory': device == 'gpu',
-        'collate_fn': _as_is if isinstance(source.dataset, ImageTensors) else None,
-    }
+    check_full_batch(config, source.samples, path)
+    shared = loader_arguments(config, batch_size, device)
+    shared['collate_fn'] = _as_is if isinstance(source.dataset, ImageTensors) else None
     if is_streaming(source.dataset):
         from streaming import StreamingDataLoader  # pyright: ignore[reportMissingImports]
 
         loader = StreamingDataLoader(source.dataset, **shared)
     else:
-        sampler = dist.get_sampler(source.dataset, drop_last=drop_last, shuffle=shuffle, seed=seed)
+        sampler = dist.get_sampler(
+            source.dataset, drop_last=shared['drop_last'], shuffle=bool(config.shuffle), seed=seed
+        )
         loader = DataLoader(source.dataset, sampler=sampler, **shared)
     # Composer has a transform after its own copy to the device, but algorithms that look at a whole batch would then
     # see bytes; copying in the first one gives them what the network sees.

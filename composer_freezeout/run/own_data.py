@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from composer_freezeout.run.data_config import DataConfig, OwnData
 from composer_freezeout.run.faults import ConfigError, Fault
+from composer_freezeout.run.loaders import check_full_batch, loader_arguments
 from composer_freezeout.run.own_models import called
 from composer_freezeout.run.registered import DATA_SETS, SUPPLIED
 from composer_freezeout.run.signatures import check_arguments
@@ -77,20 +78,12 @@ def _of_loader(made: Any, config: OwnData, path: str) -> DataSpec:
 
 
 def _loader(data_set: Any, config: OwnData, path: str, seed: int, batch_size: int, device: str) -> DataLoader[Any]:
-    drop_last, shuffle = bool(config.drop_last), bool(config.shuffle)
-    shared: dict[str, Any] = {
-        'batch_size': batch_size,
-        'drop_last': drop_last,
-        'num_workers': config.num_workers,
-        'persistent_workers': config.num_workers > 0,
-        'pin_memory': device == 'gpu',
-        'collate_fn': getattr(data_set, 'collate_fn', None),
-    }
+    shared = loader_arguments(config, batch_size, device)
+    shared['collate_fn'] = getattr(data_set, 'collate_fn', None)
     if isinstance(data_set, IterableDataset):
         return DataLoader(data_set, **shared)
-    if drop_last and len(data_set) < config.batch_size:
-        fault = f'{config.batch_size} is more than the {len(data_set)} samples there are, which leaves no full batch'
-        raise ConfigError([Fault(f'{path}.batch_size', f'{fault}; take a smaller one or set drop_last: false')])
+    check_full_batch(config, len(data_set), path)
+    drop_last, shuffle = shared['drop_last'], bool(config.shuffle)
     sampler = dist.get_sampler(data_set, drop_last=drop_last, shuffle=shuffle, seed=seed)
     return DataLoader(data_set, sampler=sampler, **shared)
 

@@ -27,7 +27,6 @@ __all__ = [
     'round_order',
     'share_of',
     'sources_of',
-    'static_of_share',
 ]
 
 BASELINE, BASELINE_SHORT, FREEZEOUT = 'baseline', 'baseline_short', 'freezeout'
@@ -120,21 +119,8 @@ def length_of(name: str) -> float | None:
 _SHARE = re.compile(re.escape(STATIC) + r'_(0\.\d+)')
 
 
-def static_of_share(share: float) -> str:
-    """Name of the baseline with so many of its first layers frozen that they save a share of the FLOPs.
-
-    Args:
-        share (float): In ``(0, 1)``.
-
-    Returns:
-        str: As ``static_0.25``.
-    """
-    text = f'{share:.4f}'.rstrip('0')
-    return f'{STATIC}_{text}0' if text.endswith('.') else f'{STATIC}_{text}'
-
-
 def share_of(name: str) -> float | None:
-    """The share that :func:`static_of_share` has made a name of; None of any other arm."""
+    """The share of the FLOPs that ``static_0.25`` and the like are named after; None of any other arm."""
     match = _SHARE.fullmatch(name)
     return float(match[1]) or None if match else None
 
