@@ -1,10 +1,11 @@
 """Comparisons that fine-tune: what comes before them, and the rivals that are frozen from the start."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ from composer_freezeout.run.models import build_model
 from composer_freezeout.run.predicted import predict_saving
 
 from . import records
+from .in_process import InProcess
 
 QUICKSTART = Path(__file__).parent.parent / 'yamls' / 'quickstart'
 SMALL = [f'{role}_data.{key}' for role in ('train', 'eval') for key in ('image_size=8', 'subset.classes=[7-9]')]
@@ -68,15 +70,15 @@ def family(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def comparison(family, tmp_path_factory) -> SimpleNamespace:
+def comparison(family, tmp_path_factory) -> Iterator[SimpleNamespace]:
     out = tmp_path_factory.mktemp('comparison') / 'out'
-    command = ['compare', str(family), '--out', str(out), '--arms', 'baseline,static', '--lengths', 'none']
-    command += [*SMALL, *PRETRAIN, 'max_duration=2ep']
-    done = subprocess.run(
-        [sys.executable, '-m', 'composer_freezeout.cli', *command], capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return SimpleNamespace(out=out, command=command[1:], text=done.stdout)
+    command = [str(family), '--out', str(out), '--arms', 'baseline,static', '--lengths', 'none', *SMALL, *PRETRAIN]
+    command.append('max_duration=2ep')
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
+        patch.setattr(compare, 'executor', lambda *_: InProcess())
+        assert compare.main(command) == 0
+    yield SimpleNamespace(out=out, command=command, text=shown.getvalue())
 
 
 def record(out: Path, arm: str) -> dict:

@@ -78,8 +78,9 @@ def train(config: RunConfig, origin: Mapping[str, Any]) -> Record | None:
 
 
 def _quieten() -> None:
-    # About Composer's own code, not about the user's run.
-    for message in ('.*pkg_resources.*', '.*torch.cuda.amp.*', '.*`torch.distributed.reduce_op` is deprecated.*'):
+    # About Composer's own code, not about the user's run; and that the last batch of an evaluation is a short one.
+    about_composer = ('.*pkg_resources.*', '.*torch.cuda.amp.*', '.*`torch.distributed.reduce_op` is deprecated.*')
+    for message in (*about_composer, 'Cannot split tensor of length .* As it is smaller, no splitting will be done.*'):
         warnings.filterwarnings('ignore', message=message)
 
 
