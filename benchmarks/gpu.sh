@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU: tests, step times, and a comparison. Each has a time limit; what fails doesn't stop the rest.
+# Everything that needs a GPU: tests, step times, and comparisons. Each has a time limit; what fails doesn't stop the rest.
 #
 #   bash benchmarks/gpu.sh FOLDER [SCALE [key=value …]]
 #
-# SCALE is that of the comparison, in (0, 1] (0.1); the rest is laid over its files, such as another data set. The exit
-# code is the number of what failed. What is finished in FOLDER is not measured again, so that the same command goes on
-# after an interruption.
+# SCALE is that of the comparison from scratch, in (0, 1] (0.1); the rest is laid over the files of all comparisons. The
+# exit code is the number of what failed. What is finished in FOLDER is not measured again, so that the same command goes
+# on after an interruption.
 set -u
 cd "$(dirname "$0")/.."
 
@@ -58,6 +58,10 @@ step step_resnet56_compiled 20m --model resnet56 --batch-size 1024 "${large[@]}"
 
 run compare_resnet56_cifar10 90m "$python" benchmarks/compare.py yamls/resnet56_cifar10 --seeds 3 --scale "$scale" \
     --out "$out/resnet56_cifar10" "$@"
+
+for family in finetune_resnet20_cifar100 finetune_resnet56_cifar100; do
+    run "compare_$family" 60m "$python" benchmarks/compare.py "yamls/$family" --seeds 5 --out "$out/$family" "$@"
+done
 
 echo "$failed of the above failed"
 exit $failed
