@@ -7,8 +7,9 @@ activations, pooling, the optimizer) count as none.
 
 import copy
 import logging
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from composer.models import ComposerModel
@@ -24,9 +25,11 @@ from composer_freezeout.freezing.observing.snapshot import random_states_put_bac
 from composer_freezeout.freezing.observing.units import Unit
 from composer_freezeout.freezing.prefix.activation_checkpoints import nonreentrant
 
-__all__ = ['UnitFlops', 'countable', 'losses_of', 'on_meta', 'step_flops', 'step_flops_by_units_frozen', 'unit_flops']
+__all__ = ['UnitFlops', 'losses_of', 'on_copy', 'on_meta', 'step_flops', 'step_flops_by_units_frozen', 'unit_flops']
 
 log = logging.getLogger(__name__)
+
+T = TypeVar('T')
 
 
 class UnitFlops(NamedTuple):
@@ -57,23 +60,23 @@ def on_meta(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     return duplicate, map_tensors(batch, lambda tensor: tensor.to('meta'))
 
 
-def countable(model: nn.Module, batch: Any) -> tuple[Any, Any]:
-    """A copy whose steps can be counted: without data, or with them where the model asks for their values.
+def on_copy(model: nn.Module, batch: Any, count: Callable[[Any, Any], T]) -> T:
+    """Counts on a copy: without data, and with them where the model asks for their values.
 
     Args:
         model (nn.Module): The model. It is not changed.
         batch (Any): A batch, in any nesting of tensors.
+        count (Callable[[Any, Any], T]): From the copies of the model, in training mode, and of the batch to a count.
 
     Returns:
-        tuple[Any, Any]: The copy of the model, in training mode, and that of the batch.
+        T: The count.
     """
     try:
-        duplicate, example = on_meta(model, batch)
-        step_flops(duplicate, example)
+        return count(*on_meta(model, batch))
     except Exception as error:
         log.debug('FLOPs cannot be counted without data (%s); they are counted with them', error)
-        return _copy_of(model).train(), copy.deepcopy(batch)
-    return duplicate, example
+    with random_states_put_back(p.device for p in model.parameters()):
+        return count(_copy_of(model).train(), copy.deepcopy(batch))
 
 
 def step_flops(model: ComposerModel, batch: Any) -> int:
@@ -145,18 +148,13 @@ def unit_flops(model: ComposerModel, batch: Any, units: Sequence[Unit]) -> list[
 
 
 def _count_on_copy(model: ComposerModel, batch: Any, units: Sequence[Unit]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Counts without data, and with them where the model asks for their values.
+    """Counts without data or with them.
 
     Raises:
         ValueError: If neither works.
     """
     try:
-        return _count(*on_meta(model, batch), units)
-    except Exception as error:
-        log.debug('FLOPs cannot be counted without data (%s); they are counted with them', error)
-    try:
-        with random_states_put_back(p.device for p in model.parameters()):
-            return _count(_copy_of(model).train(), copy.deepcopy(batch), units)
+        return on_copy(model, batch, partial(_count, units=units))
     except Exception as error:
         message = ' '.join(str(error).split())[:200]
         raise ValueError(

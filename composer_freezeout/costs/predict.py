@@ -9,9 +9,9 @@ from composer.algorithms.layer_freezing.layer_freezing import freeze_layers
 from composer.models import ComposerModel
 
 from composer_freezeout.costs.flops import (
-    countable,
     forward_flops,
     losses_of,
+    on_copy,
     step_flops,
     step_flops_by_units_frozen,
     unit_flops,
@@ -170,10 +170,10 @@ class _LayerFreezingRun:
     """What a run with Composer's ``LayerFreezing`` costs, by going through its schedule on a model without data."""
 
     def __init__(self, model: ComposerModel, batch: Any, epochs: int):
-        self.model, self.batch = countable(model, batch)
+        self.model, self.batch, whole = on_copy(model, batch, lambda *copies: (*copies, step_flops(*copies)))
         self.epochs = epochs
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.flops = {0: step_flops(self.model, self.batch)}
+        self.flops = {0: whole}
 
     def saving(self, freeze_start: float, freeze_level: float) -> float:
         for parameter in self.trainable:

@@ -6,7 +6,6 @@ the device: loading is meant never to be what training waits for.
 
 import math
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -15,7 +14,6 @@ import torchvision
 from composer.core import DataSpec
 from composer.utils import dist
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from composer_freezeout.run.config import RunConfig
 from composer_freezeout.run.data_config import (
@@ -31,7 +29,7 @@ from composer_freezeout.run.data_config import (
 from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.image_files import as_image_folder, open_image_folder, open_streaming
 from composer_freezeout.run.images import ImageTensors, Normalize, Source, averaged, is_streaming
-from composer_freezeout.run.loaders import check_full_batch, loader_arguments
+from composer_freezeout.run.loaders import check_full_batch, dealt_out, loader_arguments
 from composer_freezeout.run.memory import check_memory
 from composer_freezeout.run.own_data import open_own_data
 from composer_freezeout.run.subsets import chosen
@@ -39,7 +37,8 @@ from composer_freezeout.run.subsets import chosen
 __all__ = ['batches_of_an_epoch', 'build_data', 'open_source', 'per_rank']
 
 
-def _cifar(config: Cifar10 | Cifar100, path: str, folder: type) -> Source:
+def _cifar(config: Cifar10 | Cifar100, path: str) -> Source:
+    folder, mean, std = _CIFAR[config.name]
     try:
         with dist.run_local_rank_zero_first() if dist.is_initialized() else nullcontext():
             raw = folder(config.root, train=config.split == 'train', download=True)
@@ -52,7 +51,7 @@ def _cifar(config: Cifar10 | Cifar100, path: str, folder: type) -> Source:
         raise ConfigError([Fault(f'{path}.root', fault)]) from error
     images = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor(raw.targets, dtype=torch.int64)
-    return Source(ImageTensors(images, labels, config.augment), Normalize(*_COLOURS[config.name]), len(raw.classes))
+    return Source(ImageTensors(images, labels, config.augment), Normalize(mean, std), len(raw.classes))
 
 
 def _digits(config: Digits, path: str) -> Source:
@@ -93,14 +92,14 @@ def _synthetic(config: Synthetic, path: str) -> Source:
 
 Images: TypeAlias = Cifar10 | Cifar100 | Digits | ImageFolder | Streaming | Synthetic
 
-# Mean and standard deviation of each channel.
-_COLOURS = {
-    'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+# Torchvision's, and mean and standard deviation of each channel.
+_CIFAR: dict[str, tuple[Any, tuple[float, ...], tuple[float, ...]]] = {
+    'cifar10': (torchvision.datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    'cifar100': (torchvision.datasets.CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 _SOURCES = {
-    'cifar10': partial(_cifar, folder=torchvision.datasets.CIFAR10),
-    'cifar100': partial(_cifar, folder=torchvision.datasets.CIFAR100),
+    'cifar10': _cifar,
+    'cifar100': _cifar,
     'digits': _digits,
     'synthetic': _synthetic,
 }
@@ -125,7 +124,7 @@ def open_source(config: Images, path: str = 'train_data', seed: int = 0) -> Sour
     if isinstance(config, ImageFolder):
         return open_image_folder(config, path, seed)
     cifar = config if isinstance(config, Cifar10 | Cifar100) else None
-    if cifar is not None and (files := as_image_folder(cifar, path, *_COLOURS[cifar.name])) is not None:
+    if cifar is not None and (files := as_image_folder(cifar, path, *_CIFAR[cifar.name])) is not None:
         return averaged(open_image_folder(files, path, seed), cifar.image_size)
     whole = _SOURCES[config.name](config, path)
     images = whole.dataset
@@ -186,10 +185,7 @@ def build_data(config: DataConfig, path: str, *, num_classes: int | None, seed: 
 
         loader = StreamingDataLoader(source.dataset, **shared)
     else:
-        sampler = dist.get_sampler(
-            source.dataset, drop_last=shared['drop_last'], shuffle=bool(config.shuffle), seed=seed
-        )
-        loader = DataLoader(source.dataset, sampler=sampler, **shared)
+        loader = dealt_out(source.dataset, config, seed, shared)
     # Composer has a transform after its own copy to the device, but algorithms that look at a whole batch would then
     # see bytes; copying in the first one gives them what the network sees.
     target = torch.device('cuda', dist.get_local_rank()) if device == 'gpu' else torch.device('cpu')

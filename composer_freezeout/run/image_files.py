@@ -68,13 +68,14 @@ def open_image_folder(config: ImageFolder, path: str, seed: int) -> Source:
 
 
 def as_image_folder(
-    config: Cifar10 | Cifar100, path: str, mean: Sequence[float], std: Sequence[float]
+    config: Cifar10 | Cifar100, path: str, torchvisions: Any, mean: Sequence[float], std: Sequence[float]
 ) -> ImageFolder | None:
     """CIFAR as a folder of images, where its root holds that in place of torchvision's files.
 
     Args:
         config (Cifar10 | Cifar100): Its section, with the role's defaults filled in.
         path (str): Key path of the section, for errors.
+        torchvisions (type): Torchvision's data set, whose files are taken where they are there.
         mean (Sequence[float]): Of each channel, in ``[0, 1]``.
         std (Sequence[float]): Likewise, in ``(0, 1]``.
 
@@ -87,8 +88,7 @@ def as_image_folder(
     assert config.split is not None, 'filled in with the role'
     folder = Path(config.root, config.split)
     classes = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()] if folder.is_dir() else []
-    known: Any = {'cifar10': torchvision.datasets.CIFAR10, 'cifar100': torchvision.datasets.CIFAR100}[config.name]
-    if not classes or Path(config.root, known.base_folder).is_dir():
+    if not classes or Path(config.root, torchvisions.base_folder).is_dir():
         return None
     wrong = ''
     if len(classes) != config.num_classes_known:

@@ -1,11 +1,15 @@
 """Loaders of data sets: what their sections say of them, in the words of torch."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from composer.utils import dist
+from torch.utils.data import DataLoader
 
 from composer_freezeout.run.data_config import DataConfig
 from composer_freezeout.run.faults import ConfigError, Fault
 
-__all__ = ['check_full_batch', 'loader_arguments']
+__all__ = ['check_full_batch', 'dealt_out', 'loader_arguments']
 
 
 def check_full_batch(config: DataConfig, samples: int, path: str) -> None:
@@ -22,6 +26,23 @@ def check_full_batch(config: DataConfig, samples: int, path: str) -> None:
     if config.drop_last and samples < config.batch_size:
         fault = f'{config.batch_size} is more than the {samples} samples there are, which leaves no full batch'
         raise ConfigError([Fault(f'{path}.batch_size', f'{fault}; take a smaller one or set drop_last: false')])
+
+
+def dealt_out(data_set: Any, config: DataConfig, seed: int, arguments: Mapping[str, Any]) -> DataLoader[Any]:
+    """A loader whose samples are dealt out to the processes.
+
+    Args:
+        data_set (Dataset): With a length.
+        config (DataConfig): Its section, with the role's defaults filled in.
+        seed (int): For the order of the samples.
+        arguments (Mapping[str, Any]): Of the loader.
+
+    Returns:
+        DataLoader: It.
+    """
+    drop_last, shuffle = bool(config.drop_last), bool(config.shuffle)
+    sampler = dist.get_sampler(data_set, drop_last=drop_last, shuffle=shuffle, seed=seed)
+    return DataLoader(data_set, sampler=sampler, **arguments)
 
 
 def loader_arguments(config: DataConfig, batch_size: int, device: str) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from typing import Any
 
 from composer.core import DataSpec
-from composer.utils import dist
 from torch.utils.data import DataLoader, IterableDataset
 
 from composer_freezeout.run.data_config import DataConfig, OwnData
 from composer_freezeout.run.faults import ConfigError, Fault
-from composer_freezeout.run.loaders import check_full_batch, loader_arguments
+from composer_freezeout.run.loaders import check_full_batch, dealt_out, loader_arguments
 from composer_freezeout.run.own_models import called
 from composer_freezeout.run.registered import DATA_SETS, SUPPLIED
 from composer_freezeout.run.signatures import check_arguments
@@ -83,9 +82,7 @@ def _loader(data_set: Any, config: OwnData, path: str, seed: int, batch_size: in
     if isinstance(data_set, IterableDataset):
         return DataLoader(data_set, **shared)
     check_full_batch(config, len(data_set), path)
-    drop_last, shuffle = shared['drop_last'], bool(config.shuffle)
-    sampler = dist.get_sampler(data_set, drop_last=drop_last, shuffle=shuffle, seed=seed)
-    return DataLoader(data_set, sampler=sampler, **shared)
+    return dealt_out(data_set, config, seed, shared)
 
 
 def _check_own_loader(spec: DataSpec, config: OwnData, path: str, batch_size: int, taken: frozenset[str]) -> None:

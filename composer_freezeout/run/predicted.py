@@ -8,7 +8,7 @@ from composer.core import Algorithm
 from composer.models import ComposerModel
 
 from composer_freezeout.algorithm.freezeout import FreezeOut
-from composer_freezeout.costs.flops import countable, step_flops
+from composer_freezeout.costs.flops import on_copy, step_flops
 from composer_freezeout.costs.predict import (
     freezeout_backward_left,
     freezeout_saving,
@@ -64,7 +64,7 @@ def predict_whole_saving(config: ModelConfig, batch: Any, algorithms: Sequence[A
     if saving is None or not config.freeze:
         return saving
     whole = build_model(config.model_copy(update={'freeze': None}))
-    return 1 - (1 - saving) * step_flops(*countable(model, batch)) / step_flops(*countable(whole, batch))
+    return 1 - (1 - saving) * on_copy(model, batch, step_flops) / on_copy(whole, batch, step_flops)
 
 
 def predict_backward_left(

@@ -1,7 +1,6 @@
 """The baselines of other lengths, which the curve goes through that arms are judged by."""
 
 import argparse
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.family import Arm, make_arm
 from composer_freezeout.compare.arms.known import BASELINE, FREEZING, baseline_of_length, in_order
 from composer_freezeout.compare.arms.lengths import shortened, total_batches
+from composer_freezeout.compare.arms.predicted import predicted_saving
 from composer_freezeout.run.config import RunConfig
 
 __all__ = ['LENGTHS', 'bracketing', 'curve_lengths', 'length_arm', 'lengths_for', 'with_lengths']
@@ -91,18 +91,14 @@ def bracketing(costs: Sequence[float]) -> list[float]:
 
 def _predicted(arms: Sequence[Arm], data: Data) -> list[float]:
     """Costs of the arms that freeze, as shares of the whole baseline's; without those that cannot be predicted."""
-    from composer_freezeout.run.predicted import predict_whole_saving
-    from composer_freezeout.run.registry import ALGORITHMS, bind
-
-    costs, whole = [], 1 - (predict_whole_saving(arms[0].config.model, data.batch, (), 1) or 0.0)
+    own = arms[0].config
+    costs, whole = [], 1 - (predicted_saving(own.model_copy(update={'algorithms': []}), data) or 0.0)
     for arm in arms:
-        entries = [entry for entry in arm.config.algorithms if entry.name in FREEZING]
-        if not entries and arm.config.model.freeze == arms[0].config.model.freeze:
+        freezes = any(entry.name in FREEZING for entry in arm.config.algorithms)
+        if not freezes and arm.config.model.freeze == own.model.freeze:
             continue
-        epochs = math.ceil(total_batches(arm.config, data.batches_per_epoch) / data.batches_per_epoch)
-        algorithms = [bind(ALGORITHMS, entry, 'algorithms').build() for entry in entries]
         try:
-            saving = predict_whole_saving(arm.config.model, data.batch, algorithms, epochs)
+            saving = predicted_saving(arm.config, data)
         except ValueError:
             # Its own run tells what is wrong with it, and the others go on.
             continue

@@ -10,7 +10,6 @@ from composer_freezeout.compare.arms.known import (
     BASELINE,
     DERIVED,
     FREEZEOUT,
-    FREEZING,
     HEAD_ONLY,
     MATCHED,
     SHORTENED,
@@ -18,6 +17,7 @@ from composer_freezeout.compare.arms.known import (
     in_order,
     share_of,
     sources_of,
+    without_freezing,
 )
 from composer_freezeout.compare.arms.lengths import scaled, total_batches
 from composer_freezeout.compare.arms.matching import matched_freeze_start
@@ -210,11 +210,11 @@ def and_more(paths: Sequence[Path]) -> str:
 
 
 def _check_equal(files: Mapping[str, Path], resolved: Mapping[str, Any]) -> None:
-    base = _without_freezing(resolved[BASELINE])
+    base = without_freezing(resolved[BASELINE])
     lines = [
         f'{files[name]}: {key}: is {here!r}, but {there!r} in {files[BASELINE].name}; make them equal'
         for name, found in resolved.items()
-        for key, (there, here) in differences(base, _without_freezing(found)).items()
+        for key, (there, here) in differences(base, without_freezing(found)).items()
         if key.partition('.')[0] not in MAY_DIFFER
     ]
     if lines:
@@ -230,12 +230,6 @@ def _begins_with_weights(family: Path) -> bool:
         return False  # it is told when the file is read to be used
     # What a model of the user's own begins with only its function knows.
     return isinstance(model, Mapping) and (model.get('weights') is not None or model.get('name') in MODELS)
-
-
-def _without_freezing(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    algorithms = [entry for entry in resolved['algorithms'] if entry['name'] not in FREEZING]
-    model = {key: value for key, value in resolved['model'].items() if key != 'freeze'}
-    return {**resolved, 'model': model, 'algorithms': algorithms}
 
 
 def _arm(name: str, files: Mapping[str, Path], overlay: Mapping[str, tuple[str, ...]], data: Data) -> Arm:

@@ -1,8 +1,9 @@
 """The arms that tables and plots know. A new one is a line of :data:`KNOWN`, and a file in each family that has it."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     'ARMS',
@@ -27,6 +28,7 @@ __all__ = [
     'round_order',
     'share_of',
     'sources_of',
+    'without_freezing',
 ]
 
 BASELINE, BASELINE_SHORT, FREEZEOUT = 'baseline', 'baseline_short', 'freezeout'
@@ -128,6 +130,13 @@ def share_of(name: str) -> float | None:
 def sources_of(name: str) -> tuple[str, ...]:
     """The arms whose files an arm is made from, its own kind first."""
     return (BASELINE,) if share_of(name) is not None else DERIVED.get(name, (name,))
+
+
+def without_freezing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, as a record holds it, without what freezes: algorithms, and what is frozen from the start."""
+    algorithms = [entry for entry in config['algorithms'] if entry.get('name') not in FREEZING]
+    model = {key: value for key, value in config['model'].items() if key != 'freeze'}
+    return {**config, 'model': model, 'algorithms': algorithms}
 
 
 def is_baseline(name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.known import FREEZEOUT, HEAD_ONLY, share_of
+from composer_freezeout.compare.arms.predicted import predicted_saving
 from composer_freezeout.run.config import RunConfig
 
 if TYPE_CHECKING:
@@ -60,12 +61,8 @@ def _target(name: str, freezeout: RunConfig | None, data: Data) -> float | None:
         return None
     if (share := share_of(name)) is not None:
         return share
-    from composer_freezeout.run.predicted import predict_whole_saving
-    from composer_freezeout.run.registry import ALGORITHMS, bind
-
     assert freezeout is not None, f'{name} is made of {FREEZEOUT}'
-    algorithms = [bind(ALGORITHMS, entry, 'algorithms').build() for entry in freezeout.algorithms]
-    return predict_whole_saving(freezeout.model, data.batch, algorithms, 1)
+    return predicted_saving(freezeout, data)
 
 
 def covering(model: 'nn.Module', parameters: Collection[str]) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from composer_freezeout.compare.arms.known import BASELINE, FREEZING, SHORTENED, length_of
+from composer_freezeout.compare.arms.known import BASELINE, SHORTENED, length_of, without_freezing
 from composer_freezeout.results.differences import ABSENT, differences
 from composer_freezeout.results.record import Record
 
@@ -53,7 +53,7 @@ def incomparable(runs: Sequence[FinishedRun]) -> list[str]:
         within, between = _INCIDENTAL | own, _BETWEEN_ARMS | own | length
         pairs = [
             (baseline, _facts(baseline), _facts(run)),
-            (baseline, _settings(baseline, between, FREEZING), _settings(run, between, FREEZING)),
+            (baseline, _settings(baseline, between, True), _settings(run, between, True)),
             (first[run.arm], _settings(first[run.arm], within), _settings(run, within)),
         ]
         for reference, expected, actual in pairs:
@@ -78,11 +78,8 @@ def _facts(run: FinishedRun) -> dict[str, Any]:
     return facts if run.record.metric is None else facts | {'metric': run.record.metric.name}
 
 
-def _settings(run: FinishedRun, free: set[str], algorithms: Sequence[str] = ()) -> dict[str, Any]:
-    """A run's configuration without some of its keys and without the algorithms of some names."""
-    config = {key: value for key, value in run.record.config.items() if key not in free}
-    if algorithms:
-        # Between arms, also what is frozen from the start.
-        config['model'] = {key: value for key, value in config['model'].items() if key != 'freeze'}
-    config['algorithms'] = [entry for entry in run.record.algorithms if entry.get('name') not in algorithms]
+def _settings(run: FinishedRun, free: set[str], between_arms: bool = False) -> dict[str, Any]:
+    """A run's configuration without some of its keys, and between arms without what freezes."""
+    whole = without_freezing(run.record.config) if between_arms else run.record.config
+    config = {key: value for key, value in whole.items() if key not in free}
     return {'config': config}

@@ -2,14 +2,13 @@
 
 A comparison is a folder with a manifest, ``comparison.json``, and one record per run,
 ``<arm>/seed<seed>/record.json``. Accuracy, or what else runs are compared by, is that of a run's last evaluation, never
-the best one; time is that of
-training, from the start of fit to its end without evaluations, the first batch included.
+the best one; time is that of training, from the start of fit to its end without evaluations, the first batch included.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from composer_freezeout.compare.arms.known import BASELINE
+from composer_freezeout.compare.arms.known import ARMS, BASELINE, FINE_TUNING_ARMS
 from composer_freezeout.compare.judging.clock import Clock, choose_clock
 from composer_freezeout.compare.judging.comparable import FinishedRun, incomparable
 from composer_freezeout.compare.judging.manifest import Failure, Manifest
@@ -59,9 +58,10 @@ class Comparison:
     company: float | None = None
 
     @property
-    def fine_tunes(self) -> bool:
-        """Whether its runs began with weights that were there."""
-        return any(run.record.weights is not None for run in self.runs)
+    def absent_arms(self) -> list[str]:
+        """Arms of a full comparison that are not part of this one, from random weights or from some that were there."""
+        fine_tunes = any(run.record.weights is not None for run in self.runs)
+        return [arm for arm in (FINE_TUNING_ARMS if fine_tunes else ARMS) if arm not in self.arms]
 
     def of(self, arm: str) -> list[FinishedRun]:
         """Finished runs of an arm, by seed."""

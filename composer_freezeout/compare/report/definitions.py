@@ -1,8 +1,6 @@
 """What a report says besides numbers: what was not run, and what the numbers mean."""
 
 from composer_freezeout.compare.arms.known import (
-    ARMS,
-    FINE_TUNING_ARMS,
     FREEZEOUT,
     HEAD_ONLY,
     SHORTENED,
@@ -33,9 +31,7 @@ def not_run(comparison: Comparison) -> list[str]:
         for failure in comparison.failures
     ]
     lines += [f'{arm}, seed {seed}: no record' for arm, seed in comparison.missing]
-    full = FINE_TUNING_ARMS if comparison.fine_tunes else ARMS
-    absent = [arm for arm in full if arm not in comparison.arms]
-    if absent:
+    if absent := comparison.absent_arms:
         lines.append(f'Arms of a full comparison that are not part of this one: {", ".join(absent)}.')
     return lines
 

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from composer_freezeout.compare.arms.known import (
-    ARMS,
     BASELINE,
-    FINE_TUNING_ARMS,
     FREEZEOUT,
     SHORTENED,
     STATIC,
@@ -86,14 +84,11 @@ def _versus_static(results: Sequence[ArmResult], score: Score) -> list[str]:
     difference = by_name.get(FREEZEOUT)
     if difference is None:
         return []
-    amount = number_text(abs(difference.value), score.digits, score.factor)
-    side = 'above' if score.quality(difference.value) >= 0 else 'below'
-    points = 'points ' if score == BY_ACCURACY else ''
-    interval, p = points_interval_text(difference, score), p_text(difference.p)
-    known = f' (95 % interval {interval}, p {p if p.startswith("<") else f"= {p}"})' if difference.interval else ''
+    interval = points_interval_text(difference, score)
+    known = f' (95 % interval {interval}, {_p(difference.p)})' if difference.interval else ''
     return [
-        f'The {score.name} of {FREEZEOUT} is {amount} {points}{side} that of {STATIC}, whose first layers are frozen '
-        f'from the start and which is predicted to save as much{known}.'
+        f'The {score.name} of {FREEZEOUT} is {_apart(difference, score)} that of {STATIC}, whose first layers are '
+        f'frozen from the start and which is predicted to save as much{known}.'
     ]
 
 
@@ -122,10 +117,18 @@ def _sentence(result: ArmResult, comparison: Comparison) -> str:
 
 
 def _compared(gain: Gain, difference: Difference, score: Score) -> str:
+    return f'{_apart(difference, score)} the baseline’s ({_certainty(gain, difference, score)})'
+
+
+def _apart(difference: Difference, score: Score) -> str:
     amount = number_text(abs(difference.value), score.digits, score.factor)
     side = 'above' if score.quality(difference.value) >= 0 else 'below'
-    points = 'points ' if score == BY_ACCURACY else ''
-    return f'{amount} {points}{side} the baseline’s ({_certainty(gain, difference, score)})'
+    return f'{amount} {"points " if score == BY_ACCURACY else ""}{side}'
+
+
+def _p(value: float | None) -> str:
+    text = p_text(value)
+    return f'p {text}' if text.startswith('<') else f'p = {text}'
 
 
 def _certainty(gain: Gain, difference: Difference, score: Score) -> str:
@@ -133,11 +136,10 @@ def _certainty(gain: Gain, difference: Difference, score: Score) -> str:
     seeds = counted(gain.seeds, 'seed')
     if difference.interval is None:
         return f'{seeds}, {"too few for an interval" if gain.seeds == 1 else "without any spread"}'
-    p = p_text(gain.p_holm)
     corrected = f' after Holm’s correction for {gain.tests} arms' if gain.tests > 1 else ''
     of = '' if score == BY_ACCURACY else 'of the gain '
     interval = points_interval_text(difference, score)
-    return f'95 % interval {of}{interval}, p {p if p.startswith("<") else f"= {p}"}{corrected}, {seeds}'
+    return f'95 % interval {of}{interval}, {_p(gain.p_holm)}{corrected}, {seeds}'
 
 
 def _why_not(result: ArmResult, comparison: Comparison) -> str:
@@ -220,8 +222,7 @@ def _few_lengths(number: int) -> str:
 
 def _not_tried(comparison: Comparison) -> str:
     """What a reader might take this for, and it is not."""
-    full = FINE_TUNING_ARMS if comparison.fine_tunes else ARMS
-    absent = [arm for arm in full if arm not in comparison.arms and arm not in SHORTENED]
+    absent = [arm for arm in comparison.absent_arms if arm not in SHORTENED]
     devices = sorted({run.record.effective.device for run in comparison.runs})
     where = ' and '.join('a GPU' if device == 'gpu' else f'a {device.upper()}' for device in devices)
     parts = [f'anything but this recipe on {where}', *([f'the arms {", ".join(absent)}'] if absent else [])]

@@ -27,8 +27,7 @@ def place_norms(
     """Gives each module whose buffers training changes to the unit with which it has to stand still.
 
     That is the last unit with parameters in the module, or else the one before it in the forward pass; of what is in
-    the head, the last unit. Modules whose
-    parameters the user has frozen are left alone.
+    the head, the last unit. Modules whose parameters the user has frozen are left alone.
 
     Args:
         model (nn.Module): The model.

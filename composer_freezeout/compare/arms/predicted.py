@@ -1,0 +1,34 @@
+"""What freezing is predicted to save in an arm, before it is trained."""
+
+import math
+
+from composer_freezeout.compare.arms.dry_run import Data
+from composer_freezeout.compare.arms.known import FREEZING
+from composer_freezeout.compare.arms.lengths import total_batches
+from composer_freezeout.run.config import RunConfig
+
+__all__ = ['predicted_saving']
+
+
+def predicted_saving(config: RunConfig, data: Data) -> float | None:
+    """Share of the FLOPs that an arm saves, what is frozen from the start included.
+
+    Args:
+        config (RunConfig): The arm's.
+        data (Data): What it is trained on.
+
+    Returns:
+        float, optional: In ``[0, 1)``; None with several algorithms that freeze.
+
+    Raises:
+        ConfigError: If the model or an algorithm is at fault.
+        ValueError: If the FLOPs of the model can't be counted.
+    """
+    # Imported here: torch takes seconds.
+    from composer_freezeout.run.predicted import predict_whole_saving
+    from composer_freezeout.run.registry import ALGORITHMS, bind
+
+    epochs = math.ceil(total_batches(config, data.batches_per_epoch) / data.batches_per_epoch)
+    entries = [entry for entry in config.algorithms if entry.name in FREEZING]
+    algorithms = [bind(ALGORITHMS, entry, 'algorithms').build() for entry in entries]
+    return predict_whole_saving(config.model, data.batch, algorithms, epochs)
