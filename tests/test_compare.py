@@ -1,6 +1,7 @@
 """The comparison runner, on the smallest network."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from composer_freezeout.run.faults import ConfigError, Refused
 from composer_freezeout.run.processes import Stopped, execute
 
 from . import records
+from .in_process import InProcess
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,10 +53,11 @@ def comparison(family, tmp_path_factory) -> SimpleNamespace:
     """Four runs at half the scale; the arm that fails is not the last one."""
     out = tmp_path_factory.mktemp('comparison') / 'out'
     arguments = [str(family), '--out', str(out), '--scale', '0.5', *SMALL]
-    command = [sys.executable, str(ROOT / 'benchmarks' / 'compare.py'), *arguments]
-    command += ['--arms', 'failing,baseline,freezeout,baseline_short']
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
-    return SimpleNamespace(out=out, arguments=arguments, code=done.returncode, text=done.stdout, errors=done.stderr)
+    text, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text), contextlib.redirect_stderr(errors):
+        patch.setattr(compare, 'executor', lambda *_: InProcess())
+        code = compare.main([*arguments, '--arms', 'failing,baseline,freezeout,baseline_short'])
+    return SimpleNamespace(out=out, arguments=arguments, code=code, text=text.getvalue(), errors=errors.getvalue())
 
 
 def record(out: Path, arm: str, seed: int = 17) -> dict:
@@ -158,6 +161,17 @@ def test_runs_of_another_machine_are_refused(comparison, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "hardware.cpu was 'abacus'" in line and '--allow-mixed' in line
     assert compare.main([*arguments, '--arms', ','.join(MEASURED), '--allow-mixed']) == 0
+
+
+def test_each_run_has_a_process_of_its_own(tmp_path):
+    out = tmp_path / 'out'
+    command = [sys.executable, str(ROOT / 'benchmarks' / 'compare.py'), str(QUICKSTART), '--out', str(out), *SMALL]
+    command += ['--arms', 'baseline', '--lengths', 'none', 'max_duration=2ba']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert record(out, 'baseline')['command'].startswith('composer -m composer_freezeout.run ')
+    assert record(out, 'baseline')['effective']['total_batches'] == 2
+    assert 'Traceback' not in done.stderr and '\x1b' not in done.stdout
 
 
 @pytest.mark.slow

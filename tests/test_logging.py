@@ -46,7 +46,7 @@ def lines(text: str) -> list[str]:
     ('before', 'arguments'),
     [
         ('', {'python_log_level': 'info'}),
-        ('logging.basicConfig(level="INFO")', {'python_log_level': 'info'}),
+        pytest.param('logging.basicConfig(level="INFO")', {'python_log_level': 'info'}, marks=pytest.mark.slow),
         (
             'logger = logging.getLogger("composer"); logger.setLevel("INFO"); logger.propagate = False\n'
             'logger.addHandler(logging.StreamHandler())',
@@ -70,7 +70,7 @@ def test_messages_appear_once_where_composers_do(before, arguments):
 @pytest.mark.parametrize(
     ('before', 'arguments'),
     [
-        ('', {}),
+        pytest.param('', {}, marks=pytest.mark.slow),
         ('logging.getLogger("composer_freezeout").setLevel("WARNING")', {'python_log_level': 'info'}),
     ],
 )

@@ -337,6 +337,7 @@ def test_cpu_time_is_kept_as_wall_clock_is(frozen):
     assert segments <= content['training_cpu_seconds'] * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_launcher_from_an_installation(yaml, tmp_path, monkeypatch):
     for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'):
         monkeypatch.delenv(name, raising=False)
