@@ -188,7 +188,7 @@ def test_a_family_that_is_none(command, tmp_path, capsys):
 
 def test_a_sweep_without_accuracies(tmp_path, capsys):
     line = refused(capsys, 'sweep', 'quickstart', '--out', tmp_path / 'out', 'eval_data=null', *SMALL[:2])
-    assert 'baseline.yaml: eval_data: is null, but settings are judged by their accuracy' in line
+    assert 'baseline.yaml: eval_data: is null, but settings are judged by evaluations' in line
 
 
 def test_a_sweep_without_optuna():

@@ -19,6 +19,8 @@ from composer_freezeout.compare.arms.dry_run import look_at_data, resolve
 from composer_freezeout.compare.judging.comparison import load as load_comparison
 from composer_freezeout.compare.judging.verdict import arm_results
 from composer_freezeout.compare.report.page import render
+from composer_freezeout.compare.sweep import command as sweep
+from composer_freezeout.compare.sweep import settings
 from composer_freezeout.compare.training.job import Job
 from composer_freezeout.costs.batches import first_samples, samples_of
 from composer_freezeout.results.record import Metric
@@ -31,6 +33,7 @@ from composer_freezeout.run.models import build_model
 from composer_freezeout.run.plugins import load_plugins
 from composer_freezeout.run.registered import DATA_SETS, MODELS
 
+from .in_process import InProcess
 from .records import folder
 
 MODULE = """\
@@ -474,13 +477,36 @@ def test_the_first_samples_of_any_batch():
     assert samples_of(batch) == 4
 
 
-def test_a_sweep_says_what_it_judges_by(project, capsys):
+def as_family(project: Path, file: str = FILE) -> None:
+    """Writes a baseline and FreezeOut into the folder."""
     for arm in ('baseline', 'freezeout'):
-        text = FILE if arm == 'freezeout' else FILE.replace('- {name: freezeout, t_0: 0.3}', '[]')
+        text = file if arm == 'freezeout' else file.replace('- {name: freezeout, t_0: 0.3}', '[]')
         (project / f'{arm}.yaml').write_text(text.replace('own', arm))
+
+
+def test_a_sweep_by_a_metric_of_ones_own(project, monkeypatch, capsys):
+    as_family(project)
+    monkeypatch.setattr(settings, 'FINE_TUNING', settings.Space(0.05, (100, 50)))
+    monkeypatch.setattr(sweep, 'executor', lambda *_: InProcess())
+    arguments = ['--out', 'out', '--trials', '2', '--choose-seeds', '1', '--judge-seeds', '2', '--keep', '1']
+    assert cli.main(['sweep', '.', '--import', 'my_project', *arguments]) == 0, capsys.readouterr().err
+    found = json.loads((project / 'out' / 'sweep.json').read_text())
+    assert found['trials'][0]['setting']['t_0'] == 0.3
+    rows = {row['name']: row for row in found['judged']}
+    assert {'baseline-100', 'baseline-50'} < set(rows)
+    for name, row in rows.items():
+        records = [json.loads((project / f'out/{name}/seed{seed}/record.json').read_text()) for seed in row['seeds']]
+        assert row['scores'] == [record['final']['MeanSquaredError'] for record in records]
+    assert '| MeanSquaredError (lower is better) |' in (project / 'out' / 'sweep.md').read_text()
+
+
+def test_a_sweep_has_something_to_judge_by(project, capsys):
+    as_family(project)
+    module = project / 'my_project.py'
+    module.write_text(MODULE.replace("{'MeanSquaredError': self.error}", '{}'), encoding='utf-8')
     assert cli.main(['sweep', '.', '--import', 'my_project', '--out', 'sweep']) == 2
-    message = 'model.name: settings are judged by MulticlassAccuracy, and the metrics of my_regression are: MeanSq'
-    assert message in capsys.readouterr().err
+    message = 'model.name: settings are judged by a metric of which more or less is better, and those of my_regression'
+    assert f'{message} are: none' in capsys.readouterr().err
 
 
 # --- runs without an accuracy

@@ -12,12 +12,13 @@ import pytest
 from composer_freezeout.compare import command_line
 from composer_freezeout.compare.arms.family import read_arms
 from composer_freezeout.compare.judging.curve import Gain
+from composer_freezeout.compare.judging.score import Score
 from composer_freezeout.compare.judging.verdict import with_holm
 from composer_freezeout.compare.sweep import command, report, results, search, settings
 from composer_freezeout.compare.sweep.verdict import verdict
 from composer_freezeout.compare.training.executor import Local
 from composer_freezeout.compare.training.places import Place
-from composer_freezeout.results.record import Record
+from composer_freezeout.results.record import Metric, Record
 from composer_freezeout.results.stats import Difference, jackknife
 from composer_freezeout.run.faults import Refused
 
@@ -26,6 +27,7 @@ from .records import record as a_record
 ROOT = Path(__file__).parent.parent
 
 QUICKSTART = ROOT / 'yamls' / 'quickstart'
+LENGTHS = settings.FROM_SCRATCH.lengths
 SMALL = ['model.name=resnet8', 'train_data.image_size=8', 'eval_data.image_size=8', 'max_duration=2ep']
 
 
@@ -135,13 +137,13 @@ def test_results_and_table():
     name = settings.name_of(settings.DEFAULT)
     records: dict = {
         results.baseline_name(percent): {seed: record(percent, 0.9 + percent / 1000, 0.0) for seed in (5, 6)}
-        for percent in results.LENGTHS
+        for percent in LENGTHS
     }
     records |= {name: {5: record(85, 0.99, 0.2), 6: record(75, 0.985, 0.2)}, 'failed': {}}
     del records['baseline-70'][6]
     rows, clock = results.results([settings.DEFAULT], records)
     assert clock.kind == 'wall-clock'
-    assert [row.name for row in rows] == [*map(results.baseline_name, results.LENGTHS), name]
+    assert [row.name for row in rows] == [*map(results.baseline_name, LENGTHS), name]
     found = rows[-1].gain
     # The other seed has no whole curve.
     assert found is not None and found.difference is not None
@@ -152,6 +154,36 @@ def test_results_and_table():
     json.dumps([row.as_json() for row in rows], allow_nan=False)
 
 
+def test_what_is_explored_depends_on_what_training_starts_from():
+    assert settings.space_of(settings.DEFAULT, fine_tunes=False) == settings.FROM_SCRATCH
+    assert settings.space_of(settings.DEFAULT, fine_tunes=True) == settings.FINE_TUNING
+    # A model of one's own may load its weights itself.
+    assert settings.space_of(setting(t_0=0.3), fine_tunes=False) == settings.FINE_TUNING
+    study = optuna.create_study(directions=['maximize', 'maximize'], sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [settings.suggest(study.ask(), least_t_0=0.05)['t_0'] for _ in range(40)]
+    assert 0.05 <= min(drawn) < 0.3
+
+
+def test_less_of_a_metric_may_be_better():
+    score = Score(Metric(name='Loss', higher_is_better=False))
+    name = settings.name_of(settings.DEFAULT)
+
+    def one(seconds: float, loss: float) -> Record:
+        return record(seconds, 0.0, 0.2).model_copy(update={'final': {'Loss': loss}, 'metric': score.metric})
+
+    records = {results.baseline_name(p): {s: one(p, 3 - p / 100 + s / 1000) for s in (5, 6)} for p in LENGTHS}
+    records[name] = {5: one(80, 2.0), 6: one(80, 2.011)}
+    rows, _ = results.results([settings.DEFAULT], records, score)
+    found = rows[-1].gain
+    assert rows[-1].scores == [2.0, 2.011] and found is not None and found.difference is not None
+    # The baseline in the same time has 2.205 and 2.206.
+    assert found.difference.value == pytest.approx(0.2)
+    text = report.table(rows, score=score)
+    assert '| Loss (lower is better) |' in text and '| gain at equal cost, Loss, how much lower |' in text
+    assert '| 2 | 2.0055 ± 0.0078 | 80.0 ± 0.0 | 20.0 | +0.2000 (' in text
+    assert 'is 0.2000 better than it in Loss' in verdict({name: found}, score=score)
+
+
 @pytest.mark.parametrize(('openmp', 'kind'), [({'wait_policy': 'passive', 'spin_count': None}, 'CPU'), (None, 'none')])
 def test_on_a_busy_machine_settings_are_judged_by_cpu_seconds_or_not_at_all(openmp, kind):
     def one(percent: float, accuracy: float, wall: float) -> Record:
@@ -159,7 +191,7 @@ def test_on_a_busy_machine_settings_are_judged_by_cpu_seconds_or_not_at_all(open
         return Record.model_validate(content | {'openmp': openmp, 'segments': []})
 
     name = settings.name_of(settings.DEFAULT)
-    records = {results.baseline_name(p): {s: one(p, 0.9 + p / 1000, p) for s in (5, 6)} for p in results.LENGTHS}
+    records = {results.baseline_name(p): {s: one(p, 0.9 + p / 1000, p) for s in (5, 6)} for p in LENGTHS}
     # Other processes made it take more than twice as long.
     records[name] = {5: one(85, 0.99, 200), 6: one(75, 0.985, 190)}
     rows, clock = results.results([settings.DEFAULT], records)
@@ -233,8 +265,7 @@ def test_a_folder_of_another_sweep_is_left_alone(tmp_path, refusal):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_sweep(tmp_path, capsys, monkeypatch):
-    for module in (results, search, report):
-        monkeypatch.setattr(module, 'LENGTHS', (100, 50))
+    monkeypatch.setattr(settings, 'FROM_SCRATCH', settings.Space(0.5, (100, 50)))
     out = tmp_path / 'out'
     arguments = [str(QUICKSTART), '--out', str(out), '--choose-seeds', '1', '--judge-seeds', '2', '--keep', '1', *SMALL]
     assert command.main([*arguments, '--trials', '2']) == 0

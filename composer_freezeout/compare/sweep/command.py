@@ -2,11 +2,12 @@
 
 ``composer-freezeout sweep quickstart --trials 20 --out runs/sweep``
 
-Optuna looks for settings with a high accuracy and a high saving on the choosing seeds. The saving is the one predicted
-from FLOPs: it is the same on a busy machine, and what it leaves out shows when times are measured. The settings that no
-other beats in both, and the paper's default, are then trained with the judging seeds, which no choice was made by,
-next to baselines with their schedules compressed to 100, 90, 80, 70 and 60 % of the duration. A setting is worth its
-while if it lies above the curve through these baselines: more accurate than a baseline in the same training time.
+Optuna looks for settings with a high accuracy, or what else runs are compared by, and a high saving on the choosing
+seeds. The saving is the one predicted from FLOPs: it is the same on a busy machine, and what it leaves out shows when
+times are measured. The settings that no other beats in both, and the family's own, are then trained with the judging
+seeds, which no choice was made by, next to baselines with their schedules compressed to 60 % of the duration and more,
+in fine-tuning to 30 % and more. A setting is worth its while if it lies above the curve through these baselines: better
+than a baseline in the same training time.
 
 What has been finished is not done again: after an interruption, the same command goes on.
 """
@@ -34,6 +35,7 @@ from composer_freezeout.compare.command_line import (
     same_command,
 )
 from composer_freezeout.compare.judging.reading import read
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.sweep.report import FORMAT, RESULT, TABLE, Search, Trial, report
 from composer_freezeout.compare.sweep.results import results
 from composer_freezeout.compare.sweep.settings import chosen
@@ -196,22 +198,30 @@ def _begun(arguments: argparse.Namespace, console: Console) -> tuple['Sweep', 'E
     )
     (baseline, freezeout), data = read_arms(family, pair, overrides, 1.0)
     if baseline.config.eval_data is None:
-        raise Refused(f'{baseline.file}: eval_data: is null, but settings are judged by their accuracy; give data')
-    _check_accuracy(baseline)
+        raise Refused(f'{baseline.file}: eval_data: is null, but settings are judged by evaluations; give data')
+    score = _score(baseline)
     now = identity(baseline, freezeout, *_seeds(baseline.config.seed, arguments))
     trained = executor(arguments, baseline.config.device)
-    return Sweep(arguments.out, baseline, freezeout, data, console, trained, arguments.join), trained, now
+    return Sweep(arguments.out, baseline, freezeout, data, console, trained, arguments.join, score), trained, now
 
 
-def _check_accuracy(baseline: Arm) -> None:
+def _score(baseline: Arm) -> Score:
+    """What the runs will be compared by."""
+    from composer_freezeout.run.metrics import judged_by
     from composer_freezeout.run.models import build_model
 
     model = baseline.config.model
-    metrics = build_model(model).get_metrics(is_train=False) if model.registered else {ACCURACY: None}
-    if ACCURACY not in metrics:
+    if not model.registered:
+        return BY_ACCURACY
+    metrics = build_model(model).get_metrics(is_train=False)
+    metric = judged_by(metrics, metrics)
+    if metric is None and ACCURACY not in metrics:
         found = ', '.join(metrics) or 'none'
-        line = f'settings are judged by {ACCURACY}, and the metrics of {model.name} are: {found}'
-        raise Refused(f'{baseline.file}: model.name: {line}; use compare, which takes others')
+        line = (
+            f'settings are judged by a metric of which more or less is better, and those of {model.name} are: {found}'
+        )
+        raise Refused(f'{baseline.file}: model.name: {line}')
+    return Score(metric)
 
 
 def _join(arguments: argparse.Namespace) -> int:
@@ -240,13 +250,13 @@ def _sweep(arguments: argparse.Namespace, command: str) -> int:
         study = sweep.explore(arguments.trials, choosing, arguments.budget)
         trials = [(trial.params, trial.values) for trial in completed(study)]
         settings = chosen(trials, arguments.keep, sweep.default)
-        rows, clock = results(settings, sweep.judge(settings, judging))
+        rows, clock = results(settings, sweep.judge(settings, judging), sweep.score)
     if not rows:
         print('no run has a record; their logs are in the folders of the settings', file=sys.stderr)
         return 1
-    tried = [Trial(setting, *values) for setting, values in trials]
+    tried = [Trial(setting, sweep.score.quality(quality), saving) for setting, (quality, saving) in trials]
     searched = Search(find_family(arguments.family).resolve().name, command, now, choosing, judging, tried)
-    sentence = report(arguments.out, searched, rows, clock)
+    sentence = report(arguments.out, searched, rows, clock, sweep.score)
     console.print(f'{sentence}\nTable and plot: {arguments.out / TABLE}', markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -8,11 +8,20 @@ from typing import Any
 
 from composer_freezeout.compare.judging.clock import WALL, Clock
 from composer_freezeout.compare.judging.curve import Baselines, Curve, Run
-from composer_freezeout.compare.sweep.results import LENGTHS, Row, baseline_name
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
+from composer_freezeout.compare.report.text import (
+    number_text,
+    p_text,
+    points_interval_text,
+    points_text,
+    score_text,
+    summary_text,
+)
+from composer_freezeout.compare.sweep.results import Row
 from composer_freezeout.compare.sweep.settings import Setting
 from composer_freezeout.compare.sweep.verdict import verdict
 from composer_freezeout.results.files import write_json, write_text
-from composer_freezeout.results.stats import Difference, Summary, summary
+from composer_freezeout.results.stats import summary
 
 __all__ = ['FORMAT', 'PLOT', 'RESULT', 'TABLE', 'Search', 'Trial', 'report', 'table']
 
@@ -27,12 +36,12 @@ class Trial:
 
     Attributes:
         setting (Mapping[str, Any]): Arguments of FreezeOut.
-        accuracy (float): Its mean over the choosing seeds, in ``[0, 1]``.
+        score (float): Mean accuracy over the choosing seeds, in ``[0, 1]``, or of what else runs are compared by.
         predicted_saving (float): Share of the FLOPs that it saves.
     """
 
     setting: Setting
-    accuracy: float
+    score: float
     predicted_saving: float
 
 
@@ -57,19 +66,21 @@ class Search:
     trials: Sequence[Trial]
 
 
-def table(rows: Sequence[Row], clock: Clock = WALL) -> str:
+def table(rows: Sequence[Row], clock: Clock = WALL, score: Score = BY_ACCURACY) -> str:
     """The results in Markdown.
 
     Args:
         rows (Sequence[Row]): Settings and baselines.
         clock (Clock): What their times are compared by.
+        score (Score): What else they are compared by.
 
     Returns:
         str: A table, with its line breaks.
     """
     seconds = 'CPU seconds' if clock.kind == 'CPU' else 'training seconds'
     lines = [
-        f'| name | setting | n | accuracy % | {seconds} | predicted saving % | points at equal cost | p (Holm) |',
+        f'| name | setting | n | {score.name}{score.unit} | {seconds} | predicted saving, % '
+        f'| gain at equal cost, {score.gain_unit} | p (Holm) |',
         '|---|---|---:|---:|---:|---:|---:|---:|',
     ]
     for row in rows:
@@ -78,36 +89,31 @@ def table(rows: Sequence[Row], clock: Clock = WALL) -> str:
             row.name,
             setting or '–',
             str(len(row.seeds)),
-            _spread(summary(row.accuracies), 100, 2),
-            _spread(summary(row.seconds), 1, 1),
-            f'{100 * row.predicted_saving:.1f}' if row.predicted_saving else '–',
-            _difference(row.gain.difference if row.gain else None),
-            '–' if row.gain is None or row.gain.p_holm is None else f'{row.gain.p_holm:.3f}',
+            score_text(summary(row.scores), score),
+            summary_text(summary(row.seconds), 1),
+            number_text(row.predicted_saving or None, 1, 100),
+            _gain(row, score),
+            p_text(row.gain.p_holm if row.gain else None),
         ]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 
 
-def _spread(found: Summary, factor: float, digits: int) -> str:
-    mean = f'{factor * found.mean:.{digits}f}'
-    return mean if found.std is None else f'{mean} ± {factor * found.std:.{digits}f}'
+def _gain(row: Row, score: Score) -> str:
+    difference = row.gain.difference if row.gain else None
+    text = points_text(difference, score)
+    return f'{text} ({points_interval_text(difference, score)})' if difference and difference.interval else text
 
 
-def _difference(found: Difference | None) -> str:
-    if found is None:
-        return '–'
-    low_high = '' if found.interval is None else ' [{:+.2f}, {:+.2f}]'.format(*(100 * end for end in found.interval))
-    return f'{100 * found.value:+.2f}{low_high}'
-
-
-def report(out: Path, search: Search, rows: Sequence[Row], clock: Clock) -> str:
-    """Writes the results, and draws accuracy against training time.
+def report(out: Path, search: Search, rows: Sequence[Row], clock: Clock, score: Score = BY_ACCURACY) -> str:
+    """Writes the results, and draws accuracy, or what else runs are compared by, against training time.
 
     Args:
         out (Path): The folder.
         search (Search): What was searched.
         rows (Sequence[Row]): Settings and baselines.
         clock (Clock): What their times are compared by.
+        score (Score): What else they are compared by.
 
     Returns:
         str: The verdict.
@@ -118,35 +124,39 @@ def report(out: Path, search: Search, rows: Sequence[Row], clock: Clock) -> str:
     from composer_freezeout.compare.report.figures.arms import Point, accuracy_against_cost
     from composer_freezeout.compare.report.figures.style import svg
 
-    sentence = verdict({row.name: row.gain for row in rows if row.gain is not None}, clock)
+    sentence = verdict({row.name: row.gain for row in rows if row.gain is not None}, clock, score=score)
     judged = [row.as_json() for row in rows]
     write_json(out / RESULT, {'format': FORMAT, **asdict(search), 'judged': judged, 'verdict': sentence})
-    points = [Point(row.name, summary(row.seconds), summary(row.accuracies)) for row in rows]
+    points = [Point(row.name, summary(row.seconds), summary(row.scores)) for row in rows]
     title = f'{search.family}: FreezeOut on judging seeds, and shortened baselines'
-    curve = _curve(rows) if clock.decides else None
-    figure = accuracy_against_cost(points, curve, f'{clock.training_time} in seconds', title)
+    curve = _curve(rows, score) if clock.decides else None
+    figure = accuracy_against_cost(points, curve, f'{clock.training_time} in seconds', title, score=score)
     write_text(out / PLOT, svg(figure, title))
-    write_text(out / TABLE, _page(search, sentence, table(rows, clock), clock))
+    write_text(out / TABLE, _page(search, sentence, table(rows, clock, score), clock, score))
     return sentence
 
 
-def _curve(rows: Sequence[Row]) -> Curve | None:
-    names = set(map(baseline_name, LENGTHS))
-    columns = [zip(r.seeds, r.seconds, r.accuracies, strict=True) for r in rows if r.name in names]
-    return Baselines([{seed: Run(*pair) for seed, *pair in column} for column in columns]).curve()
+def _curve(rows: Sequence[Row], score: Score) -> Curve | None:
+    columns = [zip(row.seeds, row.seconds, row.scores, strict=True) for row in rows if row.setting is None]
+    return Baselines([{seed: Run(cost, score.quality(value)) for seed, cost, value in c} for c in columns]).curve()
 
 
-def _page(search: Search, sentence: str, grid: str, clock: Clock) -> str:
+def _page(search: Search, sentence: str, grid: str, clock: Clock, score: Score) -> str:
     return (
-        f'# Settings of FreezeOut: {search.family}\n\n{sentence}\n\n![Accuracy against training time]({PLOT})\n\n'
+        f'# Settings of FreezeOut: {search.family}\n\n{sentence}\n\n![{score.title} against training time]({PLOT})\n\n'
         f'{grid}\n'
         f'{len(search.trials)} settings were tried with the seeds {_listed(search.choosing_seeds)}, for '
-        'accuracy and predicted saving. Those that no other beat, and the default, were trained with the seeds '
-        f'{_listed(search.judging_seeds)}. Points at equal cost: accuracy less that of a baseline in the same mean '
-        f'{clock.training_time if clock.decides else "FLOPs"}, read off the curve through the baselines, with a 95 % '
-        'confidence interval; p by Student’s t over the seeds, after Holm’s correction. Mean ± standard deviation.\n\n'
+        f'{score.name}{score.direction} and predicted saving. Those that no other beat, and the default, were trained '
+        f'with the seeds {_listed(search.judging_seeds)}. Gain at equal cost: {_less(score)} a baseline in the same '
+        f'mean {clock.training_time if clock.decides else "FLOPs"}, read off the curve through the baselines, with a '
+        '95 % confidence interval; p by Student’s t over the seeds, after Holm’s correction. Mean ± standard '
+        'deviation.\n\n'
         f'```\n{search.command}\n```\n'
     )
+
+
+def _less(score: Score) -> str:
+    return f'{score.name} less that of' if score.quality(1.0) > 0 else f'how much lower {score.name} is than that of'
 
 
 def _listed(seeds: Sequence[int]) -> str:

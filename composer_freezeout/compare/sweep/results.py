@@ -8,14 +8,12 @@ from composer_freezeout.compare.arms.known import BASELINE
 from composer_freezeout.compare.judging.clock import Clock, choose_clock
 from composer_freezeout.compare.judging.costs import runs_by_flops, runs_by_time
 from composer_freezeout.compare.judging.curve import Baselines, Gain, Runs
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.judging.verdict import with_holm
 from composer_freezeout.compare.sweep.settings import Setting, name_of
 from composer_freezeout.results.record import Record
 
-__all__ = ['LENGTHS', 'Row', 'baseline_name', 'results']
-
-# Of the baselines, in percent of the whole duration.
-LENGTHS = (100, 90, 80, 70, 60)
+__all__ = ['Row', 'baseline_name', 'results']
 
 
 @dataclass(frozen=True)
@@ -26,17 +24,17 @@ class Row:
         name (str): Its name.
         setting (Mapping[str, Any], optional): Arguments of FreezeOut; None for a baseline.
         seeds (Sequence[int]): The seeds with a run, shape ``(n,)``.
-        accuracies (Sequence[float]): In ``[0, 1]``, shape ``(n,)``.
+        scores (Sequence[float]): Accuracies in ``[0, 1]``, or what else runs are compared by; shape ``(n,)``.
         seconds (Sequence[float]): Training times, by the clock that they are compared by, shape ``(n,)``.
         predicted_saving (float, optional): Share of the FLOPs that is saved.
-        gain (Gain, optional): Accuracy less a baseline's in the same time, or with as many FLOPs if no times can be
+        gain (Gain, optional): Quality less a baseline's in the same time, or with as many FLOPs if no times can be
             compared; None for a baseline, and without a seed that all have.
     """
 
     name: str
     setting: Setting | None
     seeds: Sequence[int]
-    accuracies: Sequence[float]
+    scores: Sequence[float]
     seconds: Sequence[float]
     predicted_saving: float | None
     gain: Gain | None
@@ -51,36 +49,42 @@ def baseline_name(percent: int) -> str:
     return f'{BASELINE}-{percent}'
 
 
-def results(settings: Sequence[Setting], records: Mapping[str, Mapping[int, Record]]) -> tuple[list[Row], Clock]:
+def results(
+    settings: Sequence[Setting], records: Mapping[str, Mapping[int, Record]], score: Score = BY_ACCURACY
+) -> tuple[list[Row], Clock]:
     """What the judging seeds say.
 
     Args:
         settings (Sequence[Mapping[str, Any]]): The settings.
-        records (Mapping[str, Mapping[int, Record]]): Of settings and baselines, by name and seed; runs without an
-            accuracy are left out.
+        records (Mapping[str, Mapping[int, Record]]): Of settings and baselines, by name and seed; runs without a
+            score are left out.
+        score (Score): What runs are compared by.
 
     Returns:
         tuple[list[Row], Clock]: A row for each that has a run, and what times are compared by.
     """
     by_name = {name_of(setting): setting for setting in settings}
-    runs = {name: {seed: r for seed, r in sorted(of.items()) if r.accuracy is not None} for name, of in records.items()}
+    scores = {
+        name: {seed: v for seed, r in sorted(of.items()) if (v := score.of(r)) is not None}
+        for name, of in records.items()
+    }
+    runs = {name: {seed: records[name][seed] for seed in of} for name, of in scores.items()}
     clock = choose_clock({name: list(of.values()) for name, of in runs.items()})
-    by_cost = _by_cost(runs, clock)
-    baselines = Baselines([by_cost[baseline_name(percent)] for percent in LENGTHS])
+    by_cost = _by_cost(runs, clock, score)
+    baselines = Baselines([found for name, found in by_cost.items() if name not in by_name])
     gains = with_holm({name: gain for name in by_name if (gain := baselines.gain(by_cost.get(name, {}))) is not None})
     rows = []
     for name, of in runs.items():
         if not of:
             continue
-        accuracies, seconds = [r.accuracy or 0.0 for r in of.values()], [clock.seconds(r) for r in of.values()]
-        saving = next(iter(of.values())).predicted_saving
-        rows.append(Row(name, by_name.get(name), list(of), accuracies, seconds, saving, gains.get(name)))
+        seconds, saving = [clock.seconds(r) for r in of.values()], next(iter(of.values())).predicted_saving
+        rows.append(Row(name, by_name.get(name), list(of), [*scores[name].values()], seconds, saving, gains.get(name)))
     return rows, clock
 
 
-def _by_cost(runs: Mapping[str, Mapping[int, Record]], clock: Clock) -> dict[str, Runs]:
+def _by_cost(runs: Mapping[str, Mapping[int, Record]], clock: Clock, score: Score) -> dict[str, Runs]:
     """Times by seed of each setting and baseline, or FLOPs if no times can be compared."""
     if clock.decides:
-        return {name: runs_by_time(of, clock) for name, of in runs.items()}
+        return {name: runs_by_time(of, clock, score) for name, of in runs.items()}
     whole = next(iter(runs[baseline_name(100)].values()), None)
-    return {name: runs_by_flops(of, whole) if whole else {} for name, of in runs.items()}
+    return {name: runs_by_flops(of, whole, score) if whole else {} for name, of in runs.items()}

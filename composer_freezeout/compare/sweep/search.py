@@ -17,9 +17,17 @@ from composer_freezeout.compare.arms.curve import length_arm
 from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.family import Arm, make_arm
 from composer_freezeout.compare.arms.known import round_order
-from composer_freezeout.compare.sweep.results import LENGTHS, baseline_name
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
+from composer_freezeout.compare.sweep.results import baseline_name
 from composer_freezeout.compare.sweep.searching import abandoned, elsewhere, searching
-from composer_freezeout.compare.sweep.settings import WARM_UPS, Setting, default_setting, name_of, suggest
+from composer_freezeout.compare.sweep.settings import (
+    WARM_UPS,
+    Setting,
+    default_setting,
+    name_of,
+    space_of,
+    suggest,
+)
 from composer_freezeout.compare.sweep.trials import KIND, Trials
 from composer_freezeout.compare.training.executor import Executor
 from composer_freezeout.compare.training.finished import finished
@@ -46,6 +54,7 @@ class Sweep:
         console (Console): Where progress is told.
         executor (Executor): Where runs are trained.
         joins (bool): Whether another command has begun the search, and judges.
+        score (Score): What settings are chosen and judged by, besides what they cost.
     """
 
     out: Path
@@ -55,6 +64,7 @@ class Sweep:
     console: Console
     executor: Executor
     joins: bool = False
+    score: Score = BY_ACCURACY
 
     def __post_init__(self) -> None:
         places = [i for i, entry in enumerate(self.freezeout.config.algorithms) if entry.name == 'freezeout']
@@ -62,6 +72,7 @@ class Sweep:
             raise Refused(f'{self.freezeout.file}: algorithms: has no freezeout, whose settings are searched; add it')
         self.index = places[0]
         self.default = default_setting(self.freezeout.config.algorithms[self.index].arguments)
+        self.space = space_of(self.default, fine_tunes=self.baseline.config.model.weights is not None)
         self.warm_ups = tuple(dict.fromkeys([*WARM_UPS, self.default['t_warmup']]))
 
     def setting_arm(self, setting: Setting) -> Arm:
@@ -104,7 +115,7 @@ class Sweep:
         return study
 
     def explore(self, trials: int, seeds: Sequence[int], budget: float | None) -> optuna.Study:
-        """Looks for settings with a high accuracy and a high saving.
+        """Looks for settings with a high quality and a high saving.
 
         Args:
             trials (int): How many settings are tried, in ``[1, ∞)``.
@@ -116,7 +127,7 @@ class Sweep:
         """
 
         def jobs_of(trial: optuna.Trial) -> list[Job]:
-            arm = self.setting_arm(suggest(trial, self.warm_ups))
+            arm = self.setting_arm(suggest(trial, self.warm_ups, self.space.least_t_0))
             return [replace(self.job(arm, seed), kind=KIND) for seed in seeds]
 
         study = self._study()
@@ -124,7 +135,7 @@ class Sweep:
             searching(self.out) as owner,
             Runner(self.console, self.executor, trials * len(seeds)) as runner,
         ):
-            runner.run(Trials(study, jobs_of, runner, trials, len(seeds), budget, owner))
+            runner.run(Trials(study, jobs_of, runner, trials, len(seeds), budget, owner, self.score))
         if not self.joins and elsewhere(study, self.out):
             self.console.print('Waiting for the settings that other commands are trying.', highlight=False)
             while elsewhere(study, self.out):
@@ -142,7 +153,8 @@ class Sweep:
             dict[str, dict[int, Record]]: Records by name and seed.
         """
         arms = {
-            arm.name: arm for arm in [*map(self.baseline_arm, LENGTHS), *(self.setting_arm(item) for item in settings)]
+            arm.name: arm
+            for arm in [*map(self.baseline_arm, self.space.lengths), *(self.setting_arm(item) for item in settings)]
         }
         schedule = [(name, seed) for n, seed in enumerate(seeds) for name in round_order(list(arms), n)]
         jobs = [self.job(arms[name], seed) for name, seed in schedule]

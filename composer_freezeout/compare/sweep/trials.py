@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
+from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.sweep.searching import OWNER
 from composer_freezeout.compare.training.finished import finished
 from composer_freezeout.compare.training.folder import claimed_run
@@ -55,6 +56,7 @@ class Trials:
         seeds (int): How many runs each has, in ``[1, ∞)``.
         budget (float, optional): Seconds after which no further setting is tried.
         owner (str, optional): What tells others whose trials these are.
+        score (Score): What settings are chosen by, besides their saving.
     """
 
     def __init__(
@@ -66,10 +68,11 @@ class Trials:
         seeds: int,
         budget: float | None = None,
         owner: str | None = None,
+        score: Score = BY_ACCURACY,
     ):
         self._study, self._jobs_of, self._runner = study, jobs_of, runner
         self._trials, self._seeds, self._budget = trials, seeds, budget
-        self._owner, self._begun = owner, time.monotonic()
+        self._owner, self._score, self._begun = owner, score, time.monotonic()
         self._open: dict[str, _Open] = {}
         runner.done = self._drawn * seeds
 
@@ -121,11 +124,11 @@ class Trials:
     def note(self, outcome: Outcome) -> None:
         """Tells Optuna of a setting as soon as all its runs are over."""
         setting = self._open[outcome.job.label]
-        if outcome.record is not None and outcome.record.accuracy is not None:
+        if outcome.record is not None and self._score.of(outcome.record) is not None:
             self._add(setting, outcome.job, outcome.record)
             return
         # A setting that diverges or doesn't suit the model is out. What runs of it has to end before it is drawn again.
-        setting.failure = setting.failure or outcome.message or 'no accuracy'
+        setting.failure = setting.failure or outcome.message or f'no {self._score.name}'
         self._runner.done += len(setting.waiting)
         setting.missing -= {outcome.job.seed, *(job.seed for job in setting.waiting)}
         setting.waiting.clear()
@@ -141,7 +144,8 @@ class Trials:
             return
         del self._open[label]
         setting.claims.close()
-        values = [(record.accuracy or 0.0, record.predicted_saving or 0.0) for record in setting.records.values()]
+        records = setting.records.values()
+        values = [(self._score.quality_of(record) or 0.0, record.predicted_saving or 0.0) for record in records]
         for trial in setting.trials:
             if setting.failure is not None:
                 trial.set_user_attr('failure', setting.failure)
@@ -157,7 +161,7 @@ class Trials:
 
 
 def completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """The trials that have an accuracy and a saving."""
+    """The trials that have a quality and a saving."""
     return study.get_trials(states=(TrialState.COMPLETE,))
 
 
