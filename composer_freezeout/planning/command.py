@@ -19,7 +19,7 @@ from composer_freezeout.results.files import make_folder, try_folder, write_byte
 from composer_freezeout.run.arguments import count
 from composer_freezeout.run.config import RunConfig, load
 from composer_freezeout.run.families import find_config, names
-from composer_freezeout.run.faults import COMMAND_LINE, ConfigError, Fault, Refused, describe, told
+from composer_freezeout.run.faults import ConfigError, Fault, lines_of
 from composer_freezeout.run.plugins import add_import_option, load_plugins
 from composer_freezeout.run.threads import settle_threads
 
@@ -66,27 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write_plan(plan, out, console)
         if arguments.unit_costs is not None:
             _write_unit_costs(plan, arguments.unit_costs, console)
-    except ConfigError as error:
-        return _refuse([_described(fault, file, arguments.overrides) for fault in error.faults])
-    except Refused as error:
-        return _refuse(error.lines)
     except Exception as error:
-        line = told(error)
-        if line is None:
+        lines = lines_of(error, file, arguments.overrides)
+        if lines is None:
             raise
-        return _refuse([line])
+        print(*lines, sep='\n', file=sys.stderr)
+        return 2
     return _tell_unreachable(plan)
-
-
-def _refuse(lines: Sequence[str]) -> int:
-    print(*lines, sep='\n', file=sys.stderr)
-    return 2
-
-
-def _described(fault: Fault, file: str | Path, overrides: Sequence[str]) -> str:
-    if fault.path.startswith('--'):
-        return f'{COMMAND_LINE}: {fault.path}: {fault.message}'
-    return describe(fault, file, overrides)
 
 
 def _parser() -> argparse.ArgumentParser:

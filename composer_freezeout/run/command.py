@@ -11,7 +11,7 @@ from pathlib import Path
 from composer_freezeout.results.files import RECORD
 from composer_freezeout.run.config import load
 from composer_freezeout.run.families import find_config, names
-from composer_freezeout.run.faults import ConfigError, Refused, describe, told
+from composer_freezeout.run.faults import lines_of
 from composer_freezeout.run.output import check_output
 from composer_freezeout.run.plugins import add_import_option, load_plugins
 from composer_freezeout.run.processes import rank
@@ -55,15 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from composer_freezeout.run.training import train
 
         record = train(config, {'config_file': arguments.file, 'command': command})
-    except ConfigError as error:
-        return _refuse([describe(fault, file, arguments.overrides) for fault in error.faults])
-    except Refused as error:
-        return _refuse(error.lines)
     except Exception as error:
-        line = told(error)
-        if line is None:
+        lines = lines_of(error, file, arguments.overrides)
+        if lines is None:
             raise
-        return _refuse([line])
+        return _refuse(lines)
     if record is not None:
         print(*summary_lines(record, Path(config.output) / RECORD), sep='\n')
     return 0

@@ -17,6 +17,7 @@ __all__ = [
     'describe',
     'disk_error',
     'dotted',
+    'lines_of',
     'nearest',
     'shortened',
     'shown',
@@ -246,10 +247,14 @@ def describe(fault: Fault, path: str | Path, overrides: Sequence[str] = ()) -> s
     """
     overridden = [override.partition('=')[0] for override in overrides]
     unknown = fault.message.startswith('unknown key')
-    from_command_line = fault.message.startswith('expected key=value') or any(
-        # Of a key that is not in the file an override makes the sections around it, too.
-        f'{fault.path}.'.startswith(f'{key}.') or (unknown and key.startswith(f'{fault.path}.'))
-        for key in overridden
+    from_command_line = (
+        fault.path.startswith('--')
+        or fault.message.startswith('expected key=value')
+        or any(
+            # Of a key that is not in the file an override makes the sections around it, too.
+            f'{fault.path}.'.startswith(f'{key}.') or (unknown and key.startswith(f'{fault.path}.'))
+            for key in overridden
+        )
     )
     source = COMMAND_LINE if from_command_line else str(path)
     if not from_command_line and isinstance(fault, SectionFault):
@@ -258,6 +263,25 @@ def describe(fault: Fault, path: str | Path, overrides: Sequence[str] = ()) -> s
         given = [override for override, key in zip(overrides, overridden, strict=True) if key.startswith(inside)]
         source = ' '.join([source, *(['with', *given] if given else [])])
     return ': '.join(filter(None, [source, fault.path, fault.message]))
+
+
+def lines_of(error: Exception, path: str | Path, overrides: Sequence[str] = ()) -> Sequence[str] | None:
+    """The lines that tell a user why a command could not do what it was asked for.
+
+    Args:
+        error (Exception): What was raised.
+        path (str | Path): The YAML file of the command.
+        overrides (Sequence[str]): The ``key=value`` pairs that were laid over it.
+
+    Returns:
+        Sequence[str], optional: A line for each fault; None if only a traceback explains the error.
+    """
+    if isinstance(error, ConfigError):
+        return [describe(fault, path, overrides) for fault in error.faults]
+    if isinstance(error, Refused):
+        return error.lines
+    line = told(error)
+    return None if line is None else [line]
 
 
 def told(error: BaseException) -> str | None:
