@@ -82,6 +82,9 @@ def test_arms_differ_in_name_method_and_schedule_only(family, arm):
 @pytest.mark.parametrize(('family', 'arm'), FILES)
 def test_an_arm_has_the_settings_that_its_name_says(family, arm):
     raw, baseline = read_yaml(file_of(family, arm)), read_yaml(file_of(family, 'baseline'))
+    common = baseline['algorithms']
+    assert raw['algorithms'][: len(common)] == common
+    freezing = raw['algorithms'][len(common) :]
     if arm == COST_AWARE:
         (entry,) = raw['algorithms']
         assert len(entry.pop('unit_costs')) == UNITS[family]
@@ -90,7 +93,7 @@ def test_an_arm_has_the_settings_that_its_name_says(family, arm):
     if arm not in FREEZEOUT:
         assert raw['scheduler'] == baseline['scheduler']
         defaults = {'name': 'layer_freezing', 'freeze_start': 0.5, 'freeze_level': 1.0}
-        assert raw['algorithms'] == ([defaults] if arm == 'layer_freezing' else [])
+        assert freezing == ([defaults] if arm == 'layer_freezing' else [])
         return
     assert 'scheduler' not in raw
     how_scale, t_0, scale_lr, const_time = FREEZEOUT[arm]
@@ -99,7 +102,7 @@ def test_an_arm_has_the_settings_that_its_name_says(family, arm):
         expected['const_time'] = True
     if 't_warmup' in baseline['scheduler']:
         expected['t_warmup'] = baseline['scheduler']['t_warmup']
-    assert raw['algorithms'] == [expected]
+    assert freezing == [expected]
 
 
 @pytest.mark.parametrize('family', FINE_TUNING)
@@ -200,6 +203,12 @@ def test_a_file_or_folder_of_the_same_name_comes_first(tmp_path, monkeypatch):
     Path('quickstart', 'baseline.yaml').touch()
     assert find_family('quickstart') == Path('quickstart')
     assert find_config('quickstart/baseline.yaml') == Path('quickstart/baseline.yaml')
+
+
+def test_in_a_checkout_files_are_named_from_there(monkeypatch):
+    monkeypatch.chdir(YAMLS.parent)
+    assert find_family('quickstart') == Path('yamls/quickstart')
+    assert find_config('quickstart/baseline') == Path('yamls/quickstart/baseline.yaml')
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path, monkeypatch, refusal):

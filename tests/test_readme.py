@@ -10,6 +10,8 @@ import pytest
 
 from composer_freezeout import FreezeOut
 from composer_freezeout.compare.judging.comparison import Comparison, load
+from composer_freezeout.compare.judging.verdict import arm_results
+from composer_freezeout.compare.report.text import p_text, points_interval_text, points_text
 from composer_freezeout.step_time.result import load_result
 
 ROOT = Path(__file__).parent.parent
@@ -50,23 +52,35 @@ def test_every_setting_is_described():
 # --- numbers
 
 
-def row(comparison: Comparison, arm: str) -> list[str]:
-    """The numbers of an arm as tables show them: accuracy, time, and what was saved of it."""
-    records = [run.record for run in comparison.of(arm)]
-    scores, seconds = [100 * (record.accuracy or 0) for record in records], [r.training_seconds for r in records]
+def rows(comparison: Comparison) -> dict[str, list[str]]:
+    """Of each arm, what tables show: accuracy, time, what was saved of it, gain at equal time and its p."""
+    found = {}
     baseline = mean(run.record.training_seconds for run in comparison.of('baseline'))
-    saved = '–' if arm == 'baseline' else f'{100 * (1 - mean(seconds) / baseline):.1f}'.replace('-', '−')
-    return [f'{mean(scores):.2f} ± {stdev(scores):.2f}', f'{mean(seconds):.1f} ± {stdev(seconds):.1f}', saved]
+    for result in arm_results(comparison):
+        records = [run.record for run in comparison.of(result.arm)]
+        scores, seconds = [100 * (record.accuracy or 0) for record in records], [r.training_seconds for r in records]
+        saved = '–' if result.arm == 'baseline' else f'{100 * (1 - mean(seconds) / baseline):.1f}'.replace('-', '−')
+        gain, means = result.by_time, [f'{mean(scores):.2f} ± {stdev(scores):.2f}']
+        means.append(f'{mean(seconds):.1f} ± {stdev(seconds):.1f}')
+        gained = f'{points_text(gain.difference)} ({points_interval_text(gain.difference)})' if gain else '–'
+        found[result.arm] = [*means, saved, gained, p_text(gain.p_holm if gain else None)]
+    return found
 
 
-@pytest.mark.parametrize(('page', 'rows'), [('README.md', 5), ('docs/results.md', 21)])
-def test_the_tables_show_the_records(page, rows):
-    known = [load(path.parent) for path in RESULTS.glob('*/comparison.json')]
-    found = re.findall(r'^\| (?:\*\*)?(\w+)(?:\*\*)? \| ([\d.]+ ± .*)', (ROOT / page).read_text('utf-8'), re.MULTILINE)
-    assert len(found) == rows
+ALL_ROWS = [rows(load(path.parent)) for path in sorted(RESULTS.glob('*/comparison.json'))]
+
+
+@pytest.mark.parametrize(('page', 'number'), [('README.md', 11), ('docs/results.md', 44), ('docs/fine_tuning.md', 23)])
+def test_the_tables_show_the_records(page, number):
+    found = re.findall(
+        r'^\| (?:\*\*)?([\w.]+)(?:\*\*)? \| ([\d.]+ ± .*)', (ROOT / page).read_text('utf-8'), re.MULTILINE
+    )
+    assert len(found) == number
     for arm, cells in found:
-        shown = [cell.strip() for cell in cells.split('|')][:3]
-        assert shown in [row(comparison, arm) for comparison in known if comparison.of(arm)], arm
+        shown = [cell.strip() for cell in cells.split('|')][:5]
+        # Other tables have predicted savings and plain differences beside the first three.
+        width = 5 if ' to ' in shown[3] else 3
+        assert shown[:width] in [of[arm][:width] for of in ALL_ROWS if arm in of], arm
 
 
 def test_the_share_of_a_step_that_is_left_is_the_records():

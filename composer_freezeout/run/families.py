@@ -18,7 +18,9 @@ def _root() -> Path:
     package = Path(composer_freezeout.__file__).parent
     # Inside the package where it is installed from a wheel, beside it in a checkout.
     installed = package / 'yamls'
-    return installed if installed.is_dir() else package.parent / 'yamls'
+    root = installed if installed.is_dir() else package.parent / 'yamls'
+    # Records name files as whoever stands in the checkout would.
+    return root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
 
 
 def _installed() -> dict[str, Path]:
