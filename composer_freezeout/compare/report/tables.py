@@ -16,6 +16,7 @@ from composer_freezeout.compare.report.text import (
     NOTHING,
     number_text,
     p_text,
+    points_and_interval_text,
     points_interval_text,
     points_text,
     score_text,
@@ -136,9 +137,7 @@ def _gain_text(gain: Gain | None, score: Score) -> str:
         return NOTHING
     if gain.outside is not None:
         return 'below the curve’s start' if gain.outside == 'below' else 'beyond the curve’s end'
-    interval = gain.difference.interval if gain.difference else None
-    text = points_text(gain.difference, score)
-    return text if interval is None else f'{text} ({points_interval_text(gain.difference, score)})'
+    return points_and_interval_text(gain.difference, score)
 
 
 def reached_grid(times: Sequence[Reached], clock: Clock) -> Grid:

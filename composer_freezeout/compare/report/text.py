@@ -12,6 +12,7 @@ __all__ = [
     'interval_text',
     'number_text',
     'p_text',
+    'points_and_interval_text',
     'points_interval_text',
     'points_text',
     'score_text',
@@ -69,6 +70,12 @@ def points_interval_text(difference: Difference | None, score: Score = BY_ACCURA
     """The same of both ends of its interval."""
     interval = difference.interval if difference else None
     return interval_text(interval, score.digits, score.factor, sign=True)
+
+
+def points_and_interval_text(difference: Difference | None, score: Score = BY_ACCURACY) -> str:
+    """Both, as far as they are known."""
+    text = points_text(difference, score)
+    return f'{text} ({points_interval_text(difference, score)})' if difference and difference.interval else text
 
 
 def score_text(value: Summary | None, score: Score) -> str:

@@ -12,8 +12,7 @@ from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.report.text import (
     number_text,
     p_text,
-    points_interval_text,
-    points_text,
+    points_and_interval_text,
     score_text,
     summary_text,
 )
@@ -92,17 +91,11 @@ def table(rows: Sequence[Row], clock: Clock = WALL, score: Score = BY_ACCURACY) 
             score_text(summary(row.scores), score),
             summary_text(summary(row.seconds), 1),
             number_text(row.predicted_saving or None, 1, 100),
-            _gain(row, score),
+            points_and_interval_text(row.gain.difference if row.gain else None, score),
             p_text(row.gain.p_holm if row.gain else None),
         ]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
-
-
-def _gain(row: Row, score: Score) -> str:
-    difference = row.gain.difference if row.gain else None
-    text = points_text(difference, score)
-    return f'{text} ({points_interval_text(difference, score)})' if difference and difference.interval else text
 
 
 def report(out: Path, search: Search, rows: Sequence[Row], clock: Clock, score: Score = BY_ACCURACY) -> str:
