@@ -11,7 +11,7 @@ import pytest
 from composer_freezeout import FreezeOut
 from composer_freezeout.compare.judging.comparison import Comparison, load
 from composer_freezeout.compare.judging.verdict import arm_results
-from composer_freezeout.compare.report.text import p_text, points_and_interval_text
+from composer_freezeout.compare.report.text import gain_text, p_text
 from composer_freezeout.step_time.result import load_result
 
 ROOT = Path(__file__).parent.parent
@@ -62,8 +62,7 @@ def rows(comparison: Comparison) -> dict[str, list[str]]:
         saved = '–' if result.arm == 'baseline' else f'{100 * (1 - mean(seconds) / baseline):.1f}'.replace('-', '−')
         gain, means = result.by_time, [f'{mean(scores):.2f} ± {stdev(scores):.2f}']
         means.append(f'{mean(seconds):.1f} ± {stdev(seconds):.1f}')
-        gained = points_and_interval_text(gain.difference if gain else None)
-        found[result.arm] = [*means, saved, gained, p_text(gain.p_holm if gain else None)]
+        found[result.arm] = [*means, saved, gain_text(gain), p_text(gain.p_holm if gain else None)]
     return found
 
 

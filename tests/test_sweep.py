@@ -154,6 +154,14 @@ def test_results_and_table():
     json.dumps([row.as_json() for row in rows], allow_nan=False)
 
 
+def test_the_table_says_on_which_side_of_the_curve_a_setting_lies():
+    name = settings.name_of(settings.DEFAULT)
+    records = {results.baseline_name(p): {s: record(p, p / 1000, 0.0) for s in (5, 6)} for p in LENGTHS}
+    records[name] = {seed: record(20, 0.5, 0.8) for seed in (5, 6)}
+    rows, clock = results.results([settings.DEFAULT], records)
+    assert '| 20.0 ± 0.0 | 80.0 | below the curve’s start | – |' in report.table(rows, clock)
+
+
 def test_what_is_explored_depends_on_what_training_starts_from():
     assert settings.space_of(settings.DEFAULT, fine_tunes=False) == settings.FROM_SCRATCH
     assert settings.space_of(settings.DEFAULT, fine_tunes=True) == settings.FINE_TUNING

@@ -9,14 +9,13 @@ from composer_freezeout.compare.judging.clock import Clock
 from composer_freezeout.compare.judging.comparable import FinishedRun
 from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.course import Reached, backward_share, frozen_at_end, frozen_share
-from composer_freezeout.compare.judging.curve import Gain
 from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.judging.verdict import ArmResult
 from composer_freezeout.compare.report.text import (
     NOTHING,
+    gain_text,
     number_text,
     p_text,
-    points_and_interval_text,
     points_interval_text,
     points_text,
     score_text,
@@ -113,10 +112,10 @@ def results_grid(results: Sequence[ArmResult], clock: Clock, score: Score = BY_A
     """
     columns: list[Column[ArmResult]] = [
         Column('arm', lambda r: r.arm, words=True),
-        Column(f'gain at equal {clock.time}, {score.gain_unit}', lambda r: _gain_text(r.by_time, score), optional=True),
+        Column(f'gain at equal {clock.time}, {score.gain_unit}', lambda r: gain_text(r.by_time, score), optional=True),
         Column('p (Holm)', lambda r: p_text(r.by_time.p_holm if r.by_time else None), optional=True),
         Column('verdict', lambda r: r.verdict or NOTHING, words=True, optional=True),
-        Column(f'gain at equal FLOPs, {score.gain_unit}', lambda r: _gain_text(r.by_flops, score), optional=True),
+        Column(f'gain at equal FLOPs, {score.gain_unit}', lambda r: gain_text(r.by_flops, score), optional=True),
         Column('p (Holm), by FLOPs', lambda r: p_text(r.by_flops.p_holm if r.by_flops else None), optional=True),
         Column('runs', lambda r: str(r.seconds.n)),
         Column(f'{score.name}{score.unit}', lambda r: score_text(r.accuracy, score)),
@@ -129,15 +128,6 @@ def results_grid(results: Sequence[ArmResult], clock: Clock, score: Score = BY_A
         Column('FLOPs / baseline', lambda r: number_text(r.flops, 3), optional=True),
     ]
     return _grid('Gain at equal cost', columns, results)
-
-
-def _gain_text(gain: Gain | None, score: Score) -> str:
-    """A gain with its interval, or why there is none."""
-    if gain is None:
-        return NOTHING
-    if gain.outside is not None:
-        return 'below the curve’s start' if gain.outside == 'below' else 'beyond the curve’s end'
-    return points_and_interval_text(gain.difference, score)
 
 
 def reached_grid(times: Sequence[Reached], clock: Clock) -> Grid:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from composer_freezeout.compare.judging.curve import Gain
 from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.results.stats import Difference, Summary
 
@@ -9,10 +10,10 @@ __all__ = [
     'NOTHING',
     'are',
     'counted',
+    'gain_text',
     'interval_text',
     'number_text',
     'p_text',
-    'points_and_interval_text',
     'points_interval_text',
     'points_text',
     'score_text',
@@ -72,9 +73,13 @@ def points_interval_text(difference: Difference | None, score: Score = BY_ACCURA
     return interval_text(interval, score.digits, score.factor, sign=True)
 
 
-def points_and_interval_text(difference: Difference | None, score: Score = BY_ACCURACY) -> str:
-    """Both, as far as they are known."""
-    text = points_text(difference, score)
+def gain_text(gain: Gain | None, score: Score = BY_ACCURACY) -> str:
+    """A gain with its interval, as far as they are known, or on which side of the curve there is none."""
+    if gain is None:
+        return NOTHING
+    if gain.outside is not None:
+        return 'below the curve’s start' if gain.outside == 'below' else 'beyond the curve’s end'
+    text, difference = points_text(gain.difference, score), gain.difference
     return f'{text} ({points_interval_text(difference, score)})' if difference and difference.interval else text
 
 

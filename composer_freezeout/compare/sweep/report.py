@@ -10,9 +10,9 @@ from composer_freezeout.compare.judging.clock import WALL, Clock
 from composer_freezeout.compare.judging.curve import Baselines, Curve, Run
 from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.report.text import (
+    gain_text,
     number_text,
     p_text,
-    points_and_interval_text,
     score_text,
     summary_text,
 )
@@ -91,7 +91,7 @@ def table(rows: Sequence[Row], clock: Clock = WALL, score: Score = BY_ACCURACY) 
             score_text(summary(row.scores), score),
             summary_text(summary(row.seconds), 1),
             number_text(row.predicted_saving or None, 1, 100),
-            points_and_interval_text(row.gain.difference if row.gain else None, score),
+            gain_text(row.gain, score),
             p_text(row.gain.p_holm if row.gain else None),
         ]
         lines.append(f'| {" | ".join(cells)} |')
