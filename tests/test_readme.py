@@ -10,8 +10,9 @@ import pytest
 
 from composer_freezeout import FreezeOut
 from composer_freezeout.compare.judging.comparison import Comparison, load
+from composer_freezeout.compare.judging.curve import Gain
 from composer_freezeout.compare.judging.verdict import arm_results
-from composer_freezeout.compare.report.text import gain_text, p_text
+from composer_freezeout.compare.report.text import gain_text, p_text, points_text
 from composer_freezeout.step_time.result import load_result
 
 ROOT = Path(__file__).parent.parent
@@ -66,10 +67,11 @@ def rows(comparison: Comparison) -> dict[str, list[str]]:
     return found
 
 
-ALL_ROWS = [rows(load(path.parent)) for path in sorted(RESULTS.glob('*/comparison.json'))]
+FOLDERS = {path.parent.name: load(path.parent) for path in sorted(RESULTS.glob('*/comparison.json'))}
+ALL_ROWS = [rows(comparison) for comparison in FOLDERS.values()]
 
 
-@pytest.mark.parametrize(('page', 'number'), [('README.md', 11), ('docs/results.md', 44), ('docs/fine_tuning.md', 23)])
+@pytest.mark.parametrize(('page', 'number'), [('README.md', 5), ('docs/results.md', 57)])
 def test_the_tables_show_the_records(page, number):
     found = re.findall(
         r'^\| (?:\*\*)?([\w.]+)(?:\*\*)? \| ([\d.]+ ± .*)', (ROOT / page).read_text('utf-8'), re.MULTILINE
@@ -80,6 +82,27 @@ def test_the_tables_show_the_records(page, number):
         # Other tables have predicted savings and plain differences beside the first three.
         width = 5 if ' to ' in shown[3] else 3
         assert shown[:width] in [of[arm][:width] for of in ALL_ROWS if arm in of], arm
+
+
+@pytest.mark.parametrize(('page', 'number'), [('README.md', 4), ('docs/fine_tuning.md', 8)])
+def test_the_summaries_show_the_records(page, number):
+    """A column for each comparison, which its heading links to, and a row for each arm."""
+    text = (ROOT / page).read_text('utf-8')
+    heading, *lines = re.findall(
+        r'^\| (?:gain at|(?:\*\*)?[\w.]+(?:\*\*)? \| (?:[+−][\d.]+ \(p|–)).*', text, re.MULTILINE
+    )
+    folders = re.findall(r'benchmarks/results/([^/]+)/report\.md', heading)
+    assert folders and len(lines) == number
+    gains = [{result.arm: result.by_time for result in arm_results(FOLDERS[folder])} for folder in folders]
+    for arm, *cells in ([cell.strip('* ') for cell in line.strip('|').split('|')] for line in lines):
+        assert cells == [gain_and_p(of.get(arm)) for of in gains], arm
+
+
+def gain_and_p(gain: Gain | None) -> str:
+    if gain is None or gain.difference is None:
+        return '–'
+    p = p_text(gain.p_holm)
+    return f'{points_text(gain.difference)} (p {p if p.startswith("<") else f"= {p}"})'
 
 
 def test_the_share_of_a_step_that_is_left_is_the_records():
