@@ -9,7 +9,8 @@ import pytest
 
 from composer_freezeout.run.command import main
 from composer_freezeout.run.config import load, parse
-from composer_freezeout.run.faults import ConfigError, Fault, describe, suggest
+from composer_freezeout.run.error_lines import describe
+from composer_freezeout.run.faults import ConfigError, Fault, suggest
 from composer_freezeout.run.yaml_files import read_yaml
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ from torchvision.io import write_png
 
 from composer_freezeout.run.command import main
 from composer_freezeout.run.config import load
-from composer_freezeout.run.faults import told
+from composer_freezeout.run.error_lines import told
 
 RUN = """\
 run_name: tiny

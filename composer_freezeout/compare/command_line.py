@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from composer_freezeout.run.arguments import count
-from composer_freezeout.run.faults import Refused, told
+from composer_freezeout.run.error_lines import told
+from composer_freezeout.run.faults import Refused
 from composer_freezeout.run.processes import Stopped, stoppable
 
 if TYPE_CHECKING:

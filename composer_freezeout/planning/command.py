@@ -18,8 +18,9 @@ from composer_freezeout.planning.terminal import measurement, print_plan, yaml_c
 from composer_freezeout.results.files import make_folder, try_folder, write_bytes, write_json, write_text
 from composer_freezeout.run.arguments import count
 from composer_freezeout.run.config import RunConfig, load
+from composer_freezeout.run.error_lines import lines_of
 from composer_freezeout.run.families import find_config, names
-from composer_freezeout.run.faults import ConfigError, Fault, lines_of
+from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.plugins import add_import_option, load_plugins
 from composer_freezeout.run.threads import settle_threads
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from composer_freezeout.results.files import RECORD
 from composer_freezeout.run.config import load
+from composer_freezeout.run.error_lines import lines_of
 from composer_freezeout.run.families import find_config, names
-from composer_freezeout.run.faults import lines_of
 from composer_freezeout.run.output import check_output
 from composer_freezeout.run.plugins import add_import_option, load_plugins
 from composer_freezeout.run.processes import rank

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from composer_freezeout.results.files import CONFIG, RECORD, make_folder
 from composer_freezeout.run.config import RunConfig
-from composer_freezeout.run.faults import ConfigError, Fault, disk_error
+from composer_freezeout.run.error_lines import disk_error
+from composer_freezeout.run.faults import ConfigError, Fault
 
 __all__ = ['check_output', 'prepare_output']
 

@@ -8,7 +8,8 @@ from typing import Any
 from composer.core import State
 
 from composer_freezeout.run.config import RunConfig
-from composer_freezeout.run.faults import ConfigError, Fault, disk_error
+from composer_freezeout.run.error_lines import disk_error
+from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.weight_files import read_pickle
 
 __all__ = ['check_left', 'check_start', 'checkpoint_fault', 'continued']

@@ -15,7 +15,8 @@ from composer_freezeout.results.files import CONFIG, RECORD, json_safe, write_js
 from composer_freezeout.results.record import FORMAT, Effective, Frozen, Record
 from composer_freezeout.run.build import Run, assemble
 from composer_freezeout.run.config import RunConfig
-from composer_freezeout.run.faults import ConfigError, Fault, Refused, disk_error
+from composer_freezeout.run.error_lines import disk_error
+from composer_freezeout.run.faults import ConfigError, Fault, Refused
 from composer_freezeout.run.frozen import FrozenPart
 from composer_freezeout.run.image_files import UnreadableImage
 from composer_freezeout.run.models import build_model

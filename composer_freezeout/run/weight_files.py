@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.torch_version import TorchVersion
 
-from composer_freezeout.run.faults import ConfigError, Fault, disk_error
+from composer_freezeout.run.error_lines import disk_error
+from composer_freezeout.run.faults import ConfigError, Fault
 from composer_freezeout.run.memory import check_memory
 
 __all__ = ['WEIGHT_FILES', 'read_pickle', 'read_safetensors']

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.console import Console
 
 from composer_freezeout.results.files import make_folder, try_folder, write_json
-from composer_freezeout.run.faults import ConfigError, Refused, told
+from composer_freezeout.run.error_lines import told
+from composer_freezeout.run.faults import ConfigError, Refused
 from composer_freezeout.run.processes import Stopped, execute, rank, stoppable
 from composer_freezeout.run.threads import settle_threads
 from composer_freezeout.step_time.command_line import check, parser

@@ -24,8 +24,9 @@ from composer_freezeout.compare.arms.matching import matched_freeze_start
 from composer_freezeout.compare.arms.static import static_override
 from composer_freezeout.results.differences import differences
 from composer_freezeout.run.config import RunConfig, load
+from composer_freezeout.run.error_lines import describe
 from composer_freezeout.run.families import PRETRAIN
-from composer_freezeout.run.faults import ConfigError, Fault, Refused, describe
+from composer_freezeout.run.faults import ConfigError, Fault, Refused
 from composer_freezeout.run.registered import MODELS
 from composer_freezeout.run.yaml_files import read_yaml
 

@@ -15,8 +15,9 @@ from composer_freezeout.compare.training.folder import claimed_run
 from composer_freezeout.compare.training.job import LOG, Job
 from composer_freezeout.compare.training.runner import JobList, Runner
 from composer_freezeout.run.config import load
+from composer_freezeout.run.error_lines import describe
 from composer_freezeout.run.families import PRETRAIN
-from composer_freezeout.run.faults import ConfigError, Fault, Refused, describe
+from composer_freezeout.run.faults import ConfigError, Fault, Refused
 from composer_freezeout.run.processes import stoppable
 
 __all__ = ['Pretraining', 'pretraining', 'split_overrides', 'with_weights']
