@@ -1,6 +1,7 @@
 """What the README promises is there: its examples run, its commands exist, its numbers are those of the records."""
 
 import re
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,9 +11,8 @@ import pytest
 
 from composer_freezeout import FreezeOut
 from composer_freezeout.compare.judging.comparison import Comparison, load
-from composer_freezeout.compare.judging.curve import Gain
-from composer_freezeout.compare.judging.verdict import arm_results
-from composer_freezeout.compare.report.text import gain_text, p_text, points_text
+from composer_freezeout.compare.judging.verdict import ArmResult, arm_results
+from composer_freezeout.compare.report.text import gain_text, p_sentence, p_text, points_text
 from composer_freezeout.step_time.result import load_result
 
 ROOT = Path(__file__).parent.parent
@@ -53,22 +53,33 @@ def test_every_setting_is_described():
 # --- numbers
 
 
-def rows(comparison: Comparison) -> dict[str, list[str]]:
+@cache
+def comparison_of(folder: str) -> Comparison:
+    return load(RESULTS / folder)
+
+
+@cache
+def results_of(folder: str) -> dict[str, ArmResult]:
+    return {result.arm: result for result in arm_results(comparison_of(folder))}
+
+
+def rows(folder: str) -> dict[str, list[str]]:
     """Of each arm, what tables show: accuracy, time, what was saved of it, gain at equal time and its p."""
-    found = {}
+    found, comparison = {}, comparison_of(folder)
     baseline = mean(run.record.training_seconds for run in comparison.of('baseline'))
-    for result in arm_results(comparison):
-        records = [run.record for run in comparison.of(result.arm)]
+    for arm, result in results_of(folder).items():
+        records = [run.record for run in comparison.of(arm)]
         scores, seconds = [100 * (record.accuracy or 0) for record in records], [r.training_seconds for r in records]
-        saved = '–' if result.arm == 'baseline' else f'{100 * (1 - mean(seconds) / baseline):.1f}'.replace('-', '−')
+        saved = '–' if arm == 'baseline' else f'{100 * (1 - mean(seconds) / baseline):.1f}'.replace('-', '−')
         gain, means = result.by_time, [f'{mean(scores):.2f} ± {stdev(scores):.2f}']
         means.append(f'{mean(seconds):.1f} ± {stdev(seconds):.1f}')
-        found[result.arm] = [*means, saved, gain_text(gain), p_text(gain.p_holm if gain else None)]
+        found[arm] = [*means, saved, gain_text(gain), p_text(gain.p_holm if gain else None)]
     return found
 
 
-FOLDERS = {path.parent.name: load(path.parent) for path in sorted(RESULTS.glob('*/comparison.json'))}
-ALL_ROWS = [rows(comparison) for comparison in FOLDERS.values()]
+@cache
+def all_rows() -> list[dict[str, list[str]]]:
+    return [rows(path.parent.name) for path in RESULTS.glob('*/comparison.json')]
 
 
 @pytest.mark.parametrize(('page', 'number'), [('README.md', 5), ('docs/results.md', 57)])
@@ -81,7 +92,7 @@ def test_the_tables_show_the_records(page, number):
         shown = [cell.strip() for cell in cells.split('|')][:5]
         # Other tables have predicted savings and plain differences beside the first three.
         width = 5 if ' to ' in shown[3] else 3
-        assert shown[:width] in [of[arm][:width] for of in ALL_ROWS if arm in of], arm
+        assert shown[:width] in [of[arm][:width] for of in all_rows() if arm in of], arm
 
 
 @pytest.mark.parametrize(('page', 'number'), [('README.md', 4), ('docs/fine_tuning.md', 8)])
@@ -93,16 +104,14 @@ def test_the_summaries_show_the_records(page, number):
     )
     folders = re.findall(r'benchmarks/results/([^/]+)/report\.md', heading)
     assert folders and len(lines) == number
-    gains = [{result.arm: result.by_time for result in arm_results(FOLDERS[folder])} for folder in folders]
+    results = [results_of(folder) for folder in folders]
     for arm, *cells in ([cell.strip('* ') for cell in line.strip('|').split('|')] for line in lines):
-        assert cells == [gain_and_p(of.get(arm)) for of in gains], arm
+        assert cells == [gain_and_p(of.get(arm)) for of in results], arm
 
 
-def gain_and_p(gain: Gain | None) -> str:
-    if gain is None or gain.difference is None:
-        return '–'
-    p = p_text(gain.p_holm)
-    return f'{points_text(gain.difference)} (p {p if p.startswith("<") else f"= {p}"})'
+def gain_and_p(result: ArmResult | None) -> str:
+    gain = result.by_time if result else None
+    return f'{points_text(gain.difference)} ({p_sentence(gain.p_holm)})' if gain and gain.difference else '–'
 
 
 def test_the_share_of_a_step_that_is_left_is_the_records():

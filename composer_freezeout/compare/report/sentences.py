@@ -15,7 +15,7 @@ from composer_freezeout.compare.judging.comparison import Comparison
 from composer_freezeout.compare.judging.curve import Gain
 from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
 from composer_freezeout.compare.judging.verdict import ArmResult, arm_results
-from composer_freezeout.compare.report.text import are, counted, number_text, p_text, points_interval_text
+from composer_freezeout.compare.report.text import are, counted, number_text, p_sentence, points_interval_text
 from composer_freezeout.results.stats import Difference
 
 __all__ = ['ENOUGH_LENGTHS', 'Conclusion', 'conclude', 'conclusion']
@@ -85,7 +85,7 @@ def _versus_static(results: Sequence[ArmResult], score: Score) -> list[str]:
     if difference is None:
         return []
     interval = points_interval_text(difference, score)
-    known = f' (95 % interval {interval}, {_p(difference.p)})' if difference.interval else ''
+    known = f' (95 % interval {interval}, {p_sentence(difference.p)})' if difference.interval else ''
     return [
         f'The {score.name} of {FREEZEOUT} is {_apart(difference, score)} that of {STATIC}, whose first layers are '
         f'frozen from the start and which is predicted to save as much{known}.'
@@ -126,11 +126,6 @@ def _apart(difference: Difference, score: Score) -> str:
     return f'{amount} {"points " if score == BY_ACCURACY else ""}{side}'
 
 
-def _p(value: float | None) -> str:
-    text = p_text(value)
-    return f'p {text}' if text.startswith('<') else f'p = {text}'
-
-
 def _certainty(gain: Gain, difference: Difference, score: Score) -> str:
     """Interval and p-value of a difference, and how many seeds they come from."""
     seeds = counted(gain.seeds, 'seed')
@@ -139,7 +134,7 @@ def _certainty(gain: Gain, difference: Difference, score: Score) -> str:
     corrected = f' after Holm’s correction for {gain.tests} arms' if gain.tests > 1 else ''
     of = '' if score == BY_ACCURACY else 'of the gain '
     interval = points_interval_text(difference, score)
-    return f'95 % interval {of}{interval}, {_p(gain.p_holm)}{corrected}, {seeds}'
+    return f'95 % interval {of}{interval}, {p_sentence(gain.p_holm)}{corrected}, {seeds}'
 
 
 def _why_not(result: ArmResult, comparison: Comparison) -> str:

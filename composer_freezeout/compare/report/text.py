@@ -13,6 +13,7 @@ __all__ = [
     'gain_text',
     'interval_text',
     'number_text',
+    'p_sentence',
     'p_text',
     'points_interval_text',
     'points_text',
@@ -60,6 +61,12 @@ def interval_text(value: tuple[float, float] | None, digits: int, factor: float 
 def p_text(value: float | None) -> str:
     """A p-value, with three digits."""
     return NOTHING if value is None else '< 0.001' if value < 0.001 else f'{value:.3f}'
+
+
+def p_sentence(value: float | None) -> str:
+    """A p-value as a sentence has it: ``p = 0.013``, ``p < 0.001``."""
+    text = p_text(value)
+    return f'p {text}' if text.startswith('<') else f'p = {text}'
 
 
 def points_text(difference: Difference | None, score: Score = BY_ACCURACY) -> str:
