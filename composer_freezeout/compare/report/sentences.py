@@ -210,8 +210,8 @@ def _few_lengths(number: int) -> str:
         return 'The baseline was run in one length only: arms that took another time are not judged.'
     shape = 'a straight line' if number == 2 else 'a guess'
     return (
-        f'The baseline was run in {number} lengths only: between them its curve is {shape}, and arms that took another '
-        'time are not judged.'
+        f'The baseline was run in {number} lengths only: between them its curve is {shape}, and arms that took less '
+        'time than all of them, or more, are not judged.'
     )
 
 
