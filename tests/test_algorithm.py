@@ -57,6 +57,18 @@ def test_learning_rates_at_every_step(how_scale, scale_lr, t_0, duration):
             assert rates[name] is not None or expected == 0
 
 
+def test_with_a_shared_cosine_the_rates_of_all_units_are_equal_until_each_freezes():
+    trace, algorithm = StepTrace(), FreezeOut(0.5, scale_lr=False, anneal='shared')
+    trainer(classifier(), [algorithm], callbacks=[trace], max_duration='40ba').fit()
+    times = algorithm.freeze_times(4)
+    for batch, rates in enumerate(trace.steps):
+        t = batch / 40
+        for t_i, name in zip(times, FIRST, strict=True):
+            expected = 0.05 * (1 + math.cos(math.pi * t)) if t < t_i else 0.0
+            assert (rates[name] or 0.0) == pytest.approx(expected, rel=1e-12, abs=1e-16), (batch, name)
+    assert algorithm.unit_table()[0]['frozen_at_batch'] == math.ceil(40 * times[0])
+
+
 def test_tokens_count_as_progress():
     model = classifier()
     loader = images()

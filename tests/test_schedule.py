@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from scipy.integrate import quad
 
 from composer_freezeout.method.schedule import check_schedule, freeze_times, lr_factor, lr_factors, units_frozen
 
@@ -51,13 +52,36 @@ def test_lr_factor_follows_the_formula(t_i, scale_lr):
         assert lr_factor(t, t_i, scale_lr) == pytest.approx(reference_lr(t, t_i, scale_lr), rel=1e-12, abs=4e-16 * peak)
 
 
+@pytest.mark.parametrize('t_i', [0.001, 0.125, 0.512, 0.9, 1.0])
+def test_a_shared_cosine_is_broken_off_at_the_freeze(t_i):
+    peak = lr_factor(0.0, t_i, anneal='shared')
+    for step in range(1000):
+        t = step / 1000
+        cosine = 0.5 * (1 + math.cos(math.pi * t)) if t < t_i else 0.0
+        assert lr_factor(t, t_i, False, anneal='shared') == pytest.approx(cosine, rel=1e-12, abs=4e-16)
+        assert lr_factor(t, t_i, anneal='shared') == pytest.approx(peak * cosine, rel=1e-12, abs=4e-16 * peak)
+
+
+@pytest.mark.parametrize('anneal', [None, 'shared'])
+@pytest.mark.parametrize('t_i', [0.001, 0.125, 0.512, 0.9, 1.0])
+def test_scaled_units_travel_as_far_as_one_that_trains_to_the_end(t_i, anneal):
+    travelled, _ = quad(lambda t: lr_factor(t, t_i, anneal=anneal), 0, t_i)
+    assert travelled == pytest.approx(0.5, rel=1e-9)
+
+
+def test_at_the_end_of_training_both_cosines_are_one():
+    for t in (0.0, 0.3, 0.999):
+        assert lr_factor(t, 1.0, anneal='shared') == lr_factor(t, 1.0, False, anneal='shared') == lr_factor(t, 1.0)
+
+
+@pytest.mark.parametrize('anneal', [None, 'shared'])
 @pytest.mark.parametrize('warmup', [0.0, 0.2])
 @pytest.mark.parametrize('scale_lr', [True, False])
-def test_factors_of_all_units_are_those_of_each(scale_lr, warmup):
+def test_factors_of_all_units_are_those_of_each(scale_lr, warmup, anneal):
     times = freeze_times(7, 0.7)
     for t in (0.0, 0.1, 0.2, times[0], 0.6, 0.99):
-        each = [lr_factor(t, t_i, scale_lr, warmup) for t_i in times]
-        assert lr_factors(t, times, scale_lr, warmup) == each
+        each = [lr_factor(t, t_i, scale_lr, warmup, anneal) for t_i in times]
+        assert lr_factors(t, times, scale_lr, warmup, anneal) == each
 
 
 def test_lr_factor_is_precise_where_the_naive_formula_cancels():

@@ -31,7 +31,7 @@ from composer_freezeout.freezing.prefix.around_forward import anchored
 from composer_freezeout.freezing.prefix.prefix import release_earlier
 from composer_freezeout.method.allocation import COST_SHIFT
 from composer_freezeout.method.presets import Preset, takes_preset
-from composer_freezeout.method.schedule import HowScale
+from composer_freezeout.method.schedule import Anneal, HowScale
 from composer_freezeout.method.settings import BatchNormMode, Granularity, Settings
 
 __all__ = ['FreezeOut']
@@ -138,6 +138,10 @@ class FreezeOut(Algorithm):
             expressions over module names, as in ``layers``, where the ``module.`` of a wrapper may be left out. Its
             learning rate follows one cosine to the end of training. The other units freeze as if the head were the
             paper's last layer. Default: ``None``, the last unit, and others that no unit comes behind.
+        anneal (str, optional): ``'shared'`` has the learning rates of all units fall along one cosine to the end of
+            training, which freezing breaks off; ``scale_lr`` then stands for the factor under which units travel
+            equally far. Not the paper's FreezeOut. Default: ``None``, a cosine for each unit, which ends when it
+            freezes.
         preset (str, optional): ``'fine_tuning'`` takes the settings of :data:`.FINE_TUNING`, for training that begins
             with trained weights; what is given besides stands. Default: ``None``, the defaults above.
 
@@ -163,6 +167,7 @@ class FreezeOut(Algorithm):
         cost_shift: float = COST_SHIFT,
         head: Sequence[str] | None = None,
         *,
+        anneal: Anneal | None = None,
         preset: Preset | None = None,
     ) -> None:
         self.settings = Settings(
@@ -177,6 +182,7 @@ class FreezeOut(Algorithm):
             unit_costs=unit_costs,
             cost_shift=cost_shift,
             head=head,
+            anneal=anneal,
         )
         self.t_warmup = None if t_warmup is None else parse_warmup(t_warmup)
         if not isinstance(const_time, bool):

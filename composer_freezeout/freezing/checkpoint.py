@@ -19,7 +19,7 @@ __all__ = ['ADOPT', 'Saved', 'check_same_settings']
 ADOPT = "load_ignore_keys=['state/algorithms']"
 
 # Settings that came later, with the values that say what there was before.
-_LATER = {'unit_costs': None, 'cost_shift': COST_SHIFT, 'head': None}
+_LATER = {'unit_costs': None, 'cost_shift': COST_SHIFT, 'head': None, 'anneal': None}
 
 
 @dataclass(frozen=True)

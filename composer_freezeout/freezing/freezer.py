@@ -20,7 +20,7 @@ from composer_freezeout.freezing.prefix.prefix import FrozenPrefix
 from composer_freezeout.freezing.prefix.starvation import GradientWatch
 from composer_freezeout.method import schedule
 from composer_freezeout.method.allocation import COST_SHIFT
-from composer_freezeout.method.schedule import HowScale
+from composer_freezeout.method.schedule import Anneal, HowScale
 from composer_freezeout.method.settings import BatchNormMode, Settings
 
 __all__ = ['LayerFreezer']
@@ -44,6 +44,7 @@ class LayerFreezer:
         fuse_frozen (bool): Whether a frozen prefix runs with the operators of inference.
         unit_costs (Sequence[float], optional): What freezing each unit saves of a step; freeze times are shifted by it.
         cost_shift (float): How far, in ``(0, 1]``.
+        anneal (str, optional): ``'shared'`` for one cosine for all units.
         schedulers (Iterable[LRScheduler]): Schedulers of the optimizer, kept aligned with its groups.
         observed (Observation, optional): What the step has shown that the units come from, if it is one of training.
         parameters (Mapping[str, nn.Parameter], optional): The model's parameters by name, where it shows others now, as
@@ -73,6 +74,7 @@ class LayerFreezer:
         fuse_frozen: bool = True,
         unit_costs: Sequence[float] | None = None,
         cost_shift: float = COST_SHIFT,
+        anneal: Anneal | None = None,
         schedulers: Iterable[LRScheduler] = (),
         observed: Observation | None = None,
         parameters: Mapping[str, nn.Parameter] | None = None,
@@ -85,6 +87,7 @@ class LayerFreezer:
             fuse_frozen=fuse_frozen,
             unit_costs=unit_costs,
             cost_shift=cost_shift,
+            anneal=anneal,
         )
         self._set_up(model, optimizer, partition, settings, schedulers, observed, parameters)
 
@@ -117,11 +120,11 @@ class LayerFreezer:
     ) -> None:
         parameters = dict(model.named_parameters()) if parameters is None else parameters
         self.partition = partition
-        self.scale_lr = settings.scale_lr
+        self.scale_lr, self.anneal = settings.scale_lr, settings.anneal
         self.freeze_times = settings.freeze_times(len(partition.units), partition.heads)
         self.limit_stages(None)
         self.prefix = FrozenPrefix(model, partition.units, settings.batchnorm, settings.fuse_frozen, parameters)
-        initial_factors = schedule.lr_factors(0.0, self.freeze_times, settings.scale_lr)
+        initial_factors = schedule.lr_factors(0.0, self.freeze_times, settings.scale_lr, anneal=settings.anneal)
         self.groups = UnitGroups(
             optimizer,
             parameters,
@@ -234,7 +237,7 @@ class LayerFreezer:
         """
         schedule.check_warmup(warmup, self.freeze_times[0])
         count = schedule.units_frozen(progress, self.freeze_times, self.stages)
-        factors = schedule.lr_factors(progress, self.freeze_times, self.scale_lr, warmup)
+        factors = schedule.lr_factors(progress, self.freeze_times, self.scale_lr, warmup, self.anneal)
         if running:
             self.groups.set_learning_rates(factors)
             return False

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from composer_freezeout.freezing.loop import FreezeOutLoop
 from composer_freezeout.method.allocation import COST_SHIFT
 from composer_freezeout.method.presets import Preset, takes_preset
-from composer_freezeout.method.schedule import HowScale
+from composer_freezeout.method.schedule import Anneal, HowScale
 from composer_freezeout.method.settings import BatchNormMode, Granularity, Settings
 
 __all__ = ['apply_freezeout']
@@ -31,6 +31,7 @@ def apply_freezeout(
     max_stages: int | None = None,
     head: Sequence[str] | None = None,
     *,
+    anneal: Anneal | None = None,
     preset: Preset | None = None,
 ) -> FreezeOutLoop:
     """Sets up `FreezeOut <https://arxiv.org/abs/1706.04983>`_ for a training loop without a trainer.
@@ -90,6 +91,10 @@ def apply_freezeout(
             expressions over module names, as in ``layers``, where the ``module.`` of a wrapper may be left out. Its
             learning rate follows one cosine to the end of training. The other units freeze as if the head were the
             paper's last layer. Default: ``None``, the last unit, and others that no unit comes behind.
+        anneal (str, optional): ``'shared'`` has the learning rates of all units fall along one cosine to the end of
+            training, which freezing breaks off; ``scale_lr`` then stands for the factor under which units travel
+            equally far. Not the paper's FreezeOut. Default: ``None``, a cosine for each unit, which ends when it
+            freezes.
         preset (str, optional): ``'fine_tuning'`` takes the settings of :data:`.FINE_TUNING`, for training that begins
             with trained weights; what is given besides stands. Default: ``None``, the defaults above.
 
@@ -112,6 +117,7 @@ def apply_freezeout(
         unit_costs=unit_costs,
         cost_shift=cost_shift,
         head=head,
+        anneal=anneal,
     )
     if not isinstance(model, nn.Module) or isinstance(model, nn.DataParallel):
         raise TypeError(f'model must be a module, which DistributedDataParallel may wrap, got {type(model).__name__}')

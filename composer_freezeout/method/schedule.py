@@ -3,7 +3,8 @@ r"""When each unit freezes and which learning rate it has until then.
 Pure functions of the progress ``t``, the fraction of training done, in ``[0, 1)``. Notation of
 `FreezeOut <https://arxiv.org/abs/1706.04983>`_ (Brock et al., 2017), section 3: ``t_0`` sets the schedule, ``t_i`` is
 the progress at which unit :math:`i` freezes, and its learning rate anneals along a cosine that ends there. With the
-costs of the units given, freeze times are no longer the paper's, but :func:`.cost_aware_times`.
+costs of the units given, freeze times are no longer the paper's, but :func:`.cost_aware_times`. Neither are learning
+rates the paper's where all units anneal along one cosine.
 """
 
 import math
@@ -14,7 +15,9 @@ from typing import Literal, get_args
 from composer_freezeout.method.allocation import COST_SHIFT, check_unit_count, cost_aware_times
 
 __all__ = [
+    'Anneal',
     'HowScale',
+    'check_anneal',
     'check_progress',
     'check_schedule',
     'check_warmup',
@@ -26,6 +29,7 @@ __all__ = [
 ]
 
 HowScale = Literal['linear', 'squared', 'cubic']
+Anneal = Literal['shared']
 
 _EXPONENT: dict[str, int] = {'linear': 1, 'squared': 2, 'cubic': 3}
 
@@ -49,6 +53,16 @@ def check_schedule(t_0: float, how_scale: str) -> None:
         )
     if how_scale not in get_args(HowScale):
         raise ValueError(f'how_scale must be one of {", ".join(get_args(HowScale))}, got {how_scale!r}')
+
+
+def check_anneal(anneal: str | None) -> None:
+    """Checks along what learning rates fall.
+
+    Raises:
+        ValueError: If it is neither ``'shared'`` nor None.
+    """
+    if anneal is not None and anneal not in get_args(Anneal):
+        raise ValueError(f"anneal must be 'shared', or None for a cosine of each unit's own, got {anneal!r}")
 
 
 def freeze_times(
@@ -100,44 +114,58 @@ def freeze_times(
     return (*times, *[1.0] * (heads - 1))
 
 
-def lr_factor(t: float, t_i: float, scale_lr: bool = True, warmup: float = 0.0) -> float:
+def lr_factor(t: float, t_i: float, scale_lr: bool = True, warmup: float = 0.0, anneal: Anneal | None = None) -> float:
     r"""Learning rate of a unit at progress ``t``, as a multiple of the base learning rate.
 
     :math:`\frac{1}{2}\,s\,(1 + \cos(\pi t / t_i))` with :math:`s = 1 / t_i` if ``scale_lr`` else 1 (section 3, equation
-    1, with the ½ that the paper's formula lacks), and 0 from ``t_i`` on. During a warm-up the factor rises linearly
-    from 0 to the value that the cosine has at its end; freeze times don't move.
+    1, with the ½ that the paper's formula lacks), and 0 from ``t_i`` on. With one cosine for all units, which is not
+    the paper's, :math:`\frac{1}{2}\,s\,(1 + \cos(\pi t))` until ``t_i``; there ``scale_lr`` stands for
+    :math:`s = 1 / (t_i + \sin(\pi t_i) / \pi)`, under which every unit travels as far, too. During a warm-up the factor
+    rises linearly from 0 to the value that the cosine has at its end; freeze times don't move.
 
     Args:
         t (float): Progress, in ``[0, 1)``.
         t_i (float): Freeze time of the unit, in ``(0, 1]``.
-        scale_lr (bool): Whether each unit's rate is scaled by ``1 / t_i``, so that all units travel the same distance.
+        scale_lr (bool): Whether each unit's rate is scaled by ``s``, so that all units travel the same distance.
         warmup (float): Progress at which the warm-up ends, in ``[0, t_i)``; 0 for none.
+        anneal (str, optional): ``'shared'``, one cosine for all units. Default: ``None``, one for each.
 
     Returns:
         float: The factor, in ``[0, 1 / t_i]``.
     """
-    return lr_factors(t, (t_i,), scale_lr, warmup)[0]
+    return lr_factors(t, (t_i,), scale_lr, warmup, anneal)[0]
 
 
-def lr_factors(t: float, times: Sequence[float], scale_lr: bool = True, warmup: float = 0.0) -> list[float]:
+def lr_factors(
+    t: float, times: Sequence[float], scale_lr: bool = True, warmup: float = 0.0, anneal: Anneal | None = None
+) -> list[float]:
     """Learning rates of all units at progress ``t``, as multiples of the base learning rate (see :func:`lr_factor`).
 
     Args:
         t (float): Progress, in ``[0, 1)``.
         times (Sequence[float]): Freeze time of each unit, in ``(0, 1]``.
-        scale_lr (bool): Whether each unit's rate is scaled by ``1 / t_i``.
+        scale_lr (bool): Whether each unit's rate is scaled.
         warmup (float): Progress at which the warm-up ends, below all freeze times; 0 for none.
+        anneal (str, optional): ``'shared'`` or None.
 
     Returns:
         list[float]: As many factors, each in ``[0, 1 / t_i]``.
     """
     if t < warmup:
-        return [t / warmup * factor for factor in lr_factors(warmup, times, scale_lr)]
+        return [t / warmup * factor for factor in lr_factors(warmup, times, scale_lr, anneal=anneal)]
     # ½(1 + cos πx) = sin²(½π(1 - x)): the same value, but without cancellation near the freeze.
     quarter, sine = 0.5 * math.pi, math.sin
+    if anneal == 'shared':
+        shared = sine(quarter * (1 - t)) ** 2
+        return [0.0 if t >= t_i else shared * (_shared_scale(t_i) if scale_lr else 1.0) for t_i in times]
     if scale_lr:
         return [0.0 if t >= t_i else (s := sine(quarter * (t_i - t) / t_i)) * s / t_i for t_i in times]
     return [0.0 if t >= t_i else (s := sine(quarter * (t_i - t) / t_i)) * s for t_i in times]
+
+
+def _shared_scale(t_i: float) -> float:
+    # Half the area under the whole cosine, over that of its part before t_i.
+    return 1 / (t_i + math.sin(math.pi * t_i) / math.pi)
 
 
 def freeze_stages(num_units: int, max_stages: int | None = None) -> tuple[int, ...]:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from composer_freezeout.method.allocation import COST_SHIFT, check_unit_costs
-from composer_freezeout.method.schedule import HowScale, check_schedule, freeze_stages, freeze_times
+from composer_freezeout.method.schedule import (
+    Anneal,
+    HowScale,
+    check_anneal,
+    check_schedule,
+    freeze_stages,
+    freeze_times,
+)
 
 __all__ = ['BatchNormMode', 'Granularity', 'Settings', 'check_batchnorm', 'check_patterns']
 
@@ -51,6 +58,10 @@ class Settings:
             expressions over module names, as in ``layers``, where the ``module.`` of a wrapper may be left out. Its
             learning rate follows one cosine to the end of training. The other units freeze as if the head were the
             paper's last layer. Default: ``None``, the last unit, and others that no unit comes behind.
+        anneal (str, optional): ``'shared'`` has the learning rates of all units fall along one cosine to the end of
+            training, which freezing breaks off; ``scale_lr`` then stands for the factor under which units travel
+            equally far. Not the paper's FreezeOut. Default: ``None``, a cosine for each unit, which ends when it
+            freezes.
 
     Raises:
         TypeError: If one has the wrong type.
@@ -68,12 +79,14 @@ class Settings:
     unit_costs: Sequence[float] | None = None
     cost_shift: float = COST_SHIFT
     head: Sequence[str] | None = None
+    anneal: Anneal | None = None
 
     def __post_init__(self) -> None:
         check_schedule(self.t_0, self.how_scale)
         check_unit_costs(self.unit_costs, self.cost_shift)
         _check_granularity(self.granularity)
         check_batchnorm(self.batchnorm)
+        check_anneal(self.anneal)
         for name in ('scale_lr', 'fuse_frozen'):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f'{name} must be True or False, got {value!r}')
@@ -117,6 +130,7 @@ class Settings:
             'unit_costs': None if self.unit_costs is None else list(self.unit_costs),
             'cost_shift': self.cost_shift,
             'head': None if self.head is None else list(self.head),
+            'anneal': self.anneal,
         }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from composer_freezeout.method.schedule import HowScale
+from composer_freezeout.method.schedule import Anneal, HowScale
 
 __all__ = ['CostAware', 'CostModel', 'Measured', 'PlanContent', 'PlannedUnit', 'Prediction']
 
@@ -128,6 +128,7 @@ class PlanContent:
         t_0 (float): The planned setting.
         how_scale (str): Likewise.
         scale_lr (bool): Likewise.
+        anneal (str, optional): Likewise.
         unit_costs (tuple[float, ...], optional): Likewise; None for the paper's freeze times.
         cost_shift (float): Likewise.
         warmup (float): Progress at which the warm-up ends, in ``[0, ∞)``.
@@ -152,6 +153,7 @@ class PlanContent:
     t_0: float
     how_scale: HowScale
     scale_lr: bool
+    anneal: Anneal | None
     unit_costs: tuple[float, ...] | None
     cost_shift: float
     warmup: float

@@ -64,6 +64,7 @@ def make_plan(
         t_0=settings.t_0,
         how_scale=settings.how_scale,
         scale_lr=settings.scale_lr,
+        anneal=settings.anneal,
         unit_costs=None if settings.unit_costs is None else tuple(settings.unit_costs),
         cost_shift=settings.cost_shift,
         warmup=warmup,
