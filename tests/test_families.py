@@ -6,7 +6,7 @@ import pytest
 import torch
 from composer.core import Time, TimeUnit
 
-from composer_freezeout.compare.arms.known import FREEZING
+from composer_freezeout.compare.arms.known import COST_AWARE, FREEZING, SHARED
 from composer_freezeout.method.schedule import freeze_times
 from composer_freezeout.run import registry
 from composer_freezeout.run.build import assemble
@@ -35,8 +35,9 @@ FREEZEOUT = {
 }
 ARMS = ['baseline', 'layer_freezing', *FREEZEOUT]
 # Families of which the costs of the units have been measured, and how many units there are.
-COST_AWARE = 'freezeout_cost_aware'
 UNITS = {'resnet8_cifar10_jpeg': 8}
+# Families that have one cosine for all units, too.
+WITH_SHARED = {'resnet20_cifar100'}
 FILES = [(family, file.stem) for family in FAMILIES for file in sorted((YAMLS / family).glob('*.yaml'))]
 
 
@@ -50,8 +51,8 @@ def test_the_families_are_found():
 
 @pytest.mark.parametrize('family', FULL)
 def test_a_family_has_a_file_for_each_arm(family):
-    measured = [COST_AWARE] if family in UNITS else []
-    assert sorted(arm for folder, arm in FILES if folder == family) == sorted([*ARMS, *measured])
+    others = [*([COST_AWARE] if family in UNITS else []), *([SHARED] if family in WITH_SHARED else [])]
+    assert sorted(arm for folder, arm in FILES if folder == family) == sorted([*ARMS, *others])
 
 
 def test_the_quickstart_has_three_arms():
@@ -90,6 +91,10 @@ def test_an_arm_has_the_settings_that_its_name_says(family, arm):
         (entry,) = raw['algorithms']
         assert len(entry.pop('unit_costs')) == UNITS[family]
         assert [entry] == read_yaml(file_of(family, 'freezeout'))['algorithms']
+        return
+    if arm == SHARED:
+        assert freezing[0].pop('anneal') == 'shared'
+        assert raw['algorithms'] == read_yaml(file_of(family, 'freezeout'))['algorithms']
         return
     if arm not in FREEZEOUT:
         assert raw['scheduler'] == baseline['scheduler']

@@ -18,6 +18,7 @@ __all__ = [
     'KNOWN',
     'LAYER_FREEZING',
     'MATCHED',
+    'SHARED',
     'SHORTENED',
     'STATIC',
     'KnownArm',
@@ -37,6 +38,8 @@ LAYER_FREEZING, MATCHED = 'layer_freezing', 'layer_freezing_matched'
 STATIC, HEAD_ONLY = 'static', 'head_only'
 # FreezeOut with freeze times shifted by measured costs, in families that have them.
 COST_AWARE = 'freezeout_cost_aware'
+# FreezeOut with one cosine for all units, likewise.
+SHARED = 'freezeout_shared'
 
 # Names of the algorithms that freeze, as they stand in a configuration.
 FREEZING = ('freezeout', 'layer_freezing')
@@ -86,6 +89,7 @@ KNOWN = {
     'freezeout_const_time': KnownArm('#c4479b', 'P'),
     'baseline_short_cost_aware': _shortened(COST_AWARE, 'muted', full=False),
     COST_AWARE: KnownArm('#b8860b', 'd', full=False),
+    SHARED: KnownArm('#0b7285', 'X', full=False),
 }
 # What a full comparison consists of: from random weights, and from weights that are there.
 ARMS = tuple(name for name, arm in KNOWN.items() if arm.full)
