@@ -452,7 +452,7 @@ def test_the_written_costs_can_be_used(yaml, given_seconds, tmp_path, capsys):
         (
             ['TINY', 'algorithms.0.t_zero=0.5', 'optimizer.lrr=1'],
             [
-                "command line: algorithms.0.t_zero: FreezeOut has no argument 't_zero'; valid: batchnorm, ",
+                "command line: algorithms.0.t_zero: FreezeOut has no argument 't_zero'; valid: anneal, batchnorm, ",
                 "command line: optimizer.lrr: SGD has no argument 'lrr'; did you mean 'lr'?",
             ],
         ),

@@ -120,7 +120,8 @@ class LayerFreezer:
     ) -> None:
         parameters = dict(model.named_parameters()) if parameters is None else parameters
         self.partition = partition
-        self.scale_lr, self.anneal = settings.scale_lr, settings.anneal
+        self.scale_lr = settings.scale_lr
+        self.anneal: Anneal | None = settings.anneal
         self.freeze_times = settings.freeze_times(len(partition.units), partition.heads)
         self.limit_stages(None)
         self.prefix = FrozenPrefix(model, partition.units, settings.batchnorm, settings.fuse_frozen, parameters)
