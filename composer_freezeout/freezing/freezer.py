@@ -120,12 +120,11 @@ class LayerFreezer:
     ) -> None:
         parameters = dict(model.named_parameters()) if parameters is None else parameters
         self.partition = partition
-        self.scale_lr = settings.scale_lr
-        self.anneal: Anneal | None = settings.anneal
+        self._settings = settings
         self.freeze_times = settings.freeze_times(len(partition.units), partition.heads)
         self.limit_stages(None)
         self.prefix = FrozenPrefix(model, partition.units, settings.batchnorm, settings.fuse_frozen, parameters)
-        initial_factors = schedule.lr_factors(0.0, self.freeze_times, settings.scale_lr, anneal=settings.anneal)
+        initial_factors = settings.lr_factors(0.0, self.freeze_times)
         self.groups = UnitGroups(
             optimizer,
             parameters,
@@ -238,7 +237,7 @@ class LayerFreezer:
         """
         schedule.check_warmup(warmup, self.freeze_times[0])
         count = schedule.units_frozen(progress, self.freeze_times, self.stages)
-        factors = schedule.lr_factors(progress, self.freeze_times, self.scale_lr, warmup, self.anneal)
+        factors = self._settings.lr_factors(progress, self.freeze_times, warmup)
         if running:
             self.groups.set_learning_rates(factors)
             return False

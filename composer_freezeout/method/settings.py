@@ -13,6 +13,7 @@ from composer_freezeout.method.schedule import (
     check_schedule,
     freeze_stages,
     freeze_times,
+    lr_factors,
 )
 
 __all__ = ['BatchNormMode', 'Granularity', 'Settings', 'check_batchnorm', 'check_patterns']
@@ -116,6 +117,19 @@ class Settings:
             ValueError: If there is not one of ``unit_costs`` per unit.
         """
         return freeze_times(num_units, self.t_0, self.how_scale, self.unit_costs, self.cost_shift, heads)
+
+    def lr_factors(self, t: float, times: Sequence[float], warmup: float = 0.0) -> list[float]:
+        """Learning rates of all units at progress ``t``, as multiples of the base learning rate.
+
+        Args:
+            t (float): Progress, in ``[0, 1)``.
+            times (Sequence[float]): Freeze time of each unit, in ``(0, 1]``.
+            warmup (float): Progress at which the warm-up ends, below all freeze times. Default: ``0``, none.
+
+        Returns:
+            list[float]: As many factors, each in ``[0, 1 / t_i]``.
+        """
+        return lr_factors(t, times, self.scale_lr, warmup, self.anneal)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of them, as plain values; not ``fuse_frozen``, which may differ when it is resumed."""

@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from composer_freezeout.method.schedule import Anneal, freeze_times, lr_factor
+from composer_freezeout.method.schedule import freeze_times, lr_factor
 from composer_freezeout.planning.content import CostModel, PlanContent
 
 __all__ = ['STYLES', 'draw_frozen', 'figure_of', 'plot_frozen', 'plot_schedules']
@@ -43,8 +43,7 @@ def plot_schedules(plan: PlanContent) -> bytes:
     for how_scale, row in zip(scales, rows, strict=True):
         times = freeze_times(len(plan.units), plan.t_0, how_scale, plan.unit_costs, plan.cost_shift, plan.heads)
         for scale_lr, axes in zip((False, True), row, strict=True):
-            warmup = plan.warmup if plan.warmup < times[0] else 0.0
-            _draw_schedule(axes, times, colours, scale_lr, warmup, plan.anneal)
+            _draw_schedule(axes, plan, times, colours, scale_lr)
             planned = (how_scale, scale_lr) == (plan.how_scale, plan.scale_lr)
             name = f'{how_scale}, {"scaled" if scale_lr else "unscaled"}{" (planned)" if planned else ""}'
             axes.set_title(
@@ -64,12 +63,13 @@ def plot_schedules(plan: PlanContent) -> bytes:
 
 
 def _draw_schedule(
-    axes: Any, times: Sequence[float], colours: Sequence[Any], scale_lr: bool, warmup: float, anneal: Anneal | None
+    axes: Any, plan: PlanContent, times: Sequence[float], colours: Sequence[Any], scale_lr: bool
 ) -> None:
+    warmup = plan.warmup if plan.warmup < times[0] else 0.0
     for t_i, colour in zip(times, colours, strict=True):
         # Each curve ends where its unit freezes, and bends where the warm-up ends.
         progress = sorted({*(t_i * point / _POINTS for point in range(_POINTS + 1)), warmup})
-        rates = [lr_factor(t, t_i, scale_lr, warmup, anneal) for t in progress]
+        rates = [lr_factor(t, t_i, scale_lr, warmup, plan.anneal) for t in progress]
         axes.plot(progress, rates, color=colour, linewidth=1.1)
     axes.scatter(times, [0.0] * len(times), color=colours, s=14, clip_on=False, zorder=3)
     axes.set_xlim(0, 1)
@@ -103,8 +103,7 @@ def figure_of(plan: PlanContent) -> Figure:
     figure = Figure(figsize=(9, 7.4), layout='constrained')
     upper, lower = figure.subplots(2, 1, sharex=True)
     times = [unit.t_i for unit in plan.units]
-    warmup = plan.warmup if plan.warmup < times[0] else 0.0
-    _draw_schedule(upper, times, _colours(len(times)), plan.scale_lr, warmup, plan.anneal)
+    _draw_schedule(upper, plan, times, _colours(len(times)), plan.scale_lr)
     upper.set_ylabel('learning rate\n(times the base rate)')
     upper.set_title('learning rate of each unit; it freezes at ●', loc='left', fontsize=11)
     _unit_colourbar(figure, upper, plan)

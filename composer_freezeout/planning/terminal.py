@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from composer_freezeout.method.schedule import Anneal, lr_factor
+from composer_freezeout.method.schedule import lr_factor
 from composer_freezeout.planning.advice import as_lines, as_python
 from composer_freezeout.planning.content import CostAware, PlanContent, PlannedUnit
 
@@ -86,7 +86,7 @@ def _columns(plan: PlanContent) -> dict[str, Callable[[PlannedUnit], str]]:
     }
     if plan.measured is not None:
         columns['ms per\nstep'] = lambda unit: _milliseconds(unit.forward_seconds, unit.backward_seconds)
-    columns['starts\nat lr'] = lambda unit: _first_rates(unit, plan.scale_lr, plan.anneal)
+    columns['starts\nat lr'] = lambda unit: _first_rates(unit, plan)
     columns['t_i'] = lambda unit: f'{unit.t_i:.3f}'
     if any(unit.freeze_epoch for unit in plan.units):
         columns['freezes\nin epoch'] = lambda unit: _or_never(unit.freeze_epoch)
@@ -99,9 +99,10 @@ def _or_never(moment: int | None) -> str:
     return 'never' if moment is None else f'{moment:,}'
 
 
-def _first_rates(unit: PlannedUnit, scale_lr: bool, anneal: Anneal | None) -> str:
+def _first_rates(unit: PlannedUnit, plan: PlanContent) -> str:
     """The rates that a unit begins with, without a warm-up."""
-    rates = sorted({rate * lr_factor(0.0, unit.t_i, scale_lr, anneal=anneal) for rate in unit.learning_rates})
+    factor = lr_factor(0.0, unit.t_i, plan.scale_lr, anneal=plan.anneal)
+    rates = sorted({rate * factor for rate in unit.learning_rates})
     return '–'.join(f'{rate:.2g}' for rate in dict.fromkeys([*rates[:1], *rates[-1:]])) or 'none'
 
 
