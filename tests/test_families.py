@@ -33,11 +33,9 @@ FREEZEOUT = {
     'freezeout_linear_unscaled': ('linear', 0.5, False, False),
     'freezeout_const_time': ('cubic', 0.8, True, True),
 }
-ARMS = ['baseline', 'layer_freezing', *FREEZEOUT]
+ARMS = ['baseline', 'layer_freezing', *FREEZEOUT, SHARED]
 # Families of which the costs of the units have been measured, and how many units there are.
 UNITS = {'resnet8_cifar10_jpeg': 8}
-# Families that have one cosine for all units, too.
-WITH_SHARED = {'resnet20_cifar100'}
 FILES = [(family, file.stem) for family in FAMILIES for file in sorted((YAMLS / family).glob('*.yaml'))]
 
 
@@ -51,7 +49,7 @@ def test_the_families_are_found():
 
 @pytest.mark.parametrize('family', FULL)
 def test_a_family_has_a_file_for_each_arm(family):
-    others = [*([COST_AWARE] if family in UNITS else []), *([SHARED] if family in WITH_SHARED else [])]
+    others = [COST_AWARE] if family in UNITS else []
     assert sorted(arm for folder, arm in FILES if folder == family) == sorted([*ARMS, *others])
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from composer_freezeout import FreezeOut
 from composer_freezeout.compare import command as compare
+from composer_freezeout.compare.arms.curve import lengths_for
 from composer_freezeout.compare.arms.dry_run import look_at_data
 from composer_freezeout.compare.arms.family import choose_arms, family_arms, read_arms
 from composer_freezeout.compare.arms.known import in_order, share_of, sources_of
@@ -166,6 +167,32 @@ def test_a_static_arm_is_judged_like_one_that_freezes(comparison):
     assert results['static'].freezes and results['static'].verdict is not None
     assert not results['baseline'].freezes
     assert results['static'].flops == pytest.approx(1 - record(comparison.out, 'static/seed17')['predicted_saving'])
+
+
+FROZEN = 'model.freeze=["conv1", "bn1"]'
+
+
+def test_what_arms_are_to_save_counts_from_what_the_baseline_freezes(family):
+    names = ['baseline', 'layer_freezing_matched', 'static', 'freezeout']
+    found, data = read_arms(family, names, [*SMALL, 'max_duration=20ep', FROZEN], 1.0)
+    arms = {arm.name: arm for arm in found}
+    target = predict_saving(build_model(arms['freezeout'].config.model), data.batch, [FreezeOut()], 20)
+    assert target is not None
+    for name in ('layer_freezing_matched', 'static'):
+        assert arms[name].note.endswith(f', as freezeout does ({target:.1%})')
+    # Shortest is what takes a tenth less than the arm that costs least.
+    assert lengths_for('auto', False, [arms['baseline'], arms['freezeout']], data)[0] == round(0.9 * (1 - target), 2)
+
+
+def test_what_arms_save_counts_from_what_the_baseline_freezes(tmp_path):
+    folder = records.folder(
+        tmp_path, {'baseline': [0.9] * 3, 'freezeout': [0.9] * 3}, {'baseline': 9.0, 'freezeout': 8.0}
+    )
+    for path in folder.rglob('baseline/seed*/record.json'):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'predicted_saving': 0.1}))
+    _, freezeout = arm_results(load_comparison(folder))
+    assert freezeout.predicted_saving == pytest.approx(1 / 9) and freezeout.flops == pytest.approx(8 / 9)
+    assert '11.1' in render(load_comparison(folder))['report.md']
 
 
 def test_freezeout_is_compared_with_the_static_arm_seed_by_seed(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -384,6 +385,16 @@ def test_the_snippet_where_the_file_has_no_freezeout(yaml, tmp_path, capsys):
     plan = planned(tmp_path / 'with.yaml')
     assert plan.algorithm == 0
     assert by_model(plan)['flops'].saving == pytest.approx(0.1, abs=2e-3)
+
+
+def test_rates_of_one_cosine_are_printed(yaml, tmp_path, capsys):
+    arguments = ['--no-profile', '--out', tmp_path, 'algorithms.0.anneal=shared']
+    code, out, _ = command(capsys, yaml, *arguments)
+    assert code == 0 and 'tiny: linear, t_0 0.5, scaled, anneal shared' in out
+    # Units travel as far as one that trains to the end.
+    rates = [0.05 / (t_i + math.sin(math.pi * t_i) / math.pi) for t_i in freeze_times(8, 0.5, 'linear')]
+    lines = [line for line in out.splitlines() if any(f' {t_i:.3f} ' in line for t_i in freeze_times(8, 0.5, 'linear'))]
+    assert [f'{rate:.2g}' in line.split() for rate, line in zip(rates, lines, strict=True)] == [True] * 8
 
 
 @pytest.mark.parametrize('entry', [[], ['algorithms=[]'], ['algorithms.0.scale_lr=false', 'algorithms.0.max_stages=3']])

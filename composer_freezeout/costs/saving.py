@@ -19,6 +19,7 @@ __all__ = [
     'paper_costs',
     'predicted_saving',
     'saving_by_t_0',
+    'saving_over',
     'solve_t_0',
     'with_loading',
 ]
@@ -50,6 +51,19 @@ def predicted_saving(step_costs: Sequence[float], freeze_times: Sequence[float])
     starts = (0.0, *freeze_times[:-1])
     spent = sum(cost * (end - start) for cost, start, end in zip(step_costs, starts, freeze_times, strict=True))
     return 1 - spent / step_costs[0]
+
+
+def saving_over(saving: float, reference: float) -> float:
+    """What is saved of a reference's cost, where the reference itself saves something.
+
+    Args:
+        saving (float): Share of the whole cost that is saved, in ``[0, 1)``.
+        reference (float): The share of it that the reference saves, in ``[0, 1)``.
+
+    Returns:
+        float: Share of the reference's cost, in ``(-∞, 1)``; below 0 if the reference saves more.
+    """
+    return (saving - reference) / (1 - reference)
 
 
 def in_stages(step_costs: Sequence[float], stages: Sequence[int]) -> list[float]:

@@ -9,7 +9,7 @@ from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.family import Arm, make_arm
 from composer_freezeout.compare.arms.known import BASELINE, FREEZING, baseline_of_length, in_order
 from composer_freezeout.compare.arms.lengths import shortened, total_batches
-from composer_freezeout.compare.arms.predicted import predicted_saving
+from composer_freezeout.compare.arms.predicted import saving_of
 from composer_freezeout.run.config import RunConfig
 
 __all__ = ['LENGTHS', 'bracketing', 'curve_lengths', 'length_arm', 'lengths_for', 'with_lengths']
@@ -92,17 +92,17 @@ def bracketing(costs: Sequence[float]) -> list[float]:
 def _predicted(arms: Sequence[Arm], data: Data) -> list[float]:
     """Costs of the arms that freeze, as shares of the whole baseline's; without those that cannot be predicted."""
     own = arms[0].config
-    costs, whole = [], 1 - (predicted_saving(own.model_copy(update={'algorithms': []}), data) or 0.0)
+    costs = []
     for arm in arms:
         freezes = any(entry.name in FREEZING for entry in arm.config.algorithms)
         if not freezes and arm.config.model.freeze == own.model.freeze:
             continue
         try:
-            saving = predicted_saving(arm.config, data)
+            saving = saving_of(own, arm.config, data)
         except ValueError:
             # Its own run tells what is wrong with it, and the others go on.
             continue
-        costs += [] if saving is None else [(1 - saving) / whole]
+        costs += [] if saving is None else [1 - saving]
     return costs
 
 

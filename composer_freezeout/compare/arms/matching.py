@@ -5,6 +5,7 @@ import math
 from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.known import MATCHED
 from composer_freezeout.compare.arms.lengths import total_batches
+from composer_freezeout.compare.arms.predicted import saving_of
 from composer_freezeout.run.config import Component, RunConfig
 from composer_freezeout.run.faults import ConfigError, Fault
 
@@ -27,14 +28,12 @@ def matched_freeze_start(config: RunConfig, freezeout: RunConfig, data: Data) ->
     """
     from composer_freezeout.costs.predict import match_layer_freezing
     from composer_freezeout.run.models import build_model
-    from composer_freezeout.run.predicted import predict_saving
-    from composer_freezeout.run.registry import ALGORITHMS, bind
 
     index, entry = _algorithm(config, 'layer_freezing')
     _, other = _algorithm(freezeout, 'freezeout')
     epochs = math.ceil(total_batches(config, data.batches_per_epoch) / data.batches_per_epoch)
     model = build_model(config.model)
-    target = predict_saving(model, data.batch, [bind(ALGORITHMS, other, 'algorithms').build()], epochs)
+    target = saving_of(config, freezeout.model_copy(update={'algorithms': [other]}), data)
     assert target is not None, 'there is one algorithm'
     level = entry.arguments.get('freeze_level', 1.0)
     try:

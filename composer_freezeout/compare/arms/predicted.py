@@ -7,7 +7,30 @@ from composer_freezeout.compare.arms.known import FREEZING
 from composer_freezeout.compare.arms.lengths import total_batches
 from composer_freezeout.run.config import RunConfig
 
-__all__ = ['predicted_saving']
+__all__ = ['predicted_saving', 'saving_of']
+
+
+def saving_of(baseline: RunConfig, config: RunConfig, data: Data) -> float | None:
+    """Share of a baseline's FLOPs that an arm saves.
+
+    Args:
+        baseline (RunConfig): The baseline's, which may itself have something frozen from the start; what algorithms
+            freeze in it is left out.
+        config (RunConfig): The arm's.
+        data (Data): What both are trained on.
+
+    Returns:
+        float, optional: In ``(-∞, 1)``; None with several algorithms that freeze.
+
+    Raises:
+        ConfigError: If the model or an algorithm is at fault.
+        ValueError: If the FLOPs of the model can't be counted.
+    """
+    from composer_freezeout.costs.saving import saving_over
+
+    saving = predicted_saving(config, data)
+    reference = predicted_saving(baseline.model_copy(update={'algorithms': []}), data)
+    return None if saving is None else saving_over(saving, reference or 0.0)
 
 
 def predicted_saving(config: RunConfig, data: Data) -> float | None:

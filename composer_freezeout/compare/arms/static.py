@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.known import FREEZEOUT, HEAD_ONLY, share_of
-from composer_freezeout.compare.arms.predicted import predicted_saving
+from composer_freezeout.compare.arms.predicted import saving_of
 from composer_freezeout.run.config import RunConfig
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def static_override(name: str, config: RunConfig, freezeout: RunConfig | None, d
     from composer_freezeout.method.settings import Settings
     from composer_freezeout.run.models import build_model
 
-    model, target = build_model(config.model), _target(name, freezeout, data)
+    model, target = build_model(config.model), _target(name, config, freezeout, data)
     partition = partition_for(model, data.batch, Settings())
     units, most = partition.units, len(partition.units) - partition.heads
     costs = step_flops_by_units_frozen(model, data.batch, units)
@@ -55,14 +55,14 @@ def static_override(name: str, config: RunConfig, freezeout: RunConfig | None, d
     return f'model.freeze={json.dumps(patterns)}', note
 
 
-def _target(name: str, freezeout: RunConfig | None, data: Data) -> float | None:
-    """Share of the FLOPs that is to be saved; None for as much as can be."""
+def _target(name: str, config: RunConfig, freezeout: RunConfig | None, data: Data) -> float | None:
+    """Share of the baseline's FLOPs that is to be saved; None for as much as can be."""
     if name == HEAD_ONLY:
         return None
     if (share := share_of(name)) is not None:
         return share
     assert freezeout is not None, f'{name} is made of {FREEZEOUT}'
-    return predicted_saving(freezeout, data)
+    return saving_of(config, freezeout, data)
 
 
 def covering(model: 'nn.Module', parameters: Collection[str]) -> list[str]:

@@ -6,9 +6,10 @@ from composer_freezeout.compare.arms.known import FREEZING
 from composer_freezeout.compare.judging.clock import Clock
 from composer_freezeout.compare.judging.curve import Run, Runs
 from composer_freezeout.compare.judging.score import BY_ACCURACY, Score
+from composer_freezeout.costs.saving import saving_over
 from composer_freezeout.results.record import Record
 
-__all__ = ['flops_of', 'runs_by_flops', 'runs_by_time']
+__all__ = ['flops_of', 'runs_by_flops', 'runs_by_time', 'step_saving']
 
 
 def flops_of(record: Record, baseline: Record) -> float | None:
@@ -22,13 +23,28 @@ def flops_of(record: Record, baseline: Record) -> float | None:
         float, optional: Its batches times what freezing is predicted to leave of each; 1 for FreezeOut that trains
         longer by what it saves (``const_time``). In ``(0, ∞)``; None if nothing is predicted.
     """
-    if record.predicted_saving is None or baseline.predicted_saving is None:
+    saving = step_saving(record, baseline)
+    if saving is None:
         return None
-    # The baseline itself may have something frozen from the start.
-    left = (1 - record.predicted_saving) / (1 - baseline.predicted_saving)
+    left = 1 - saving
     if any(entry.get('const_time') for entry in record.algorithms if entry.get('name') in FREEZING):
         return left
     return record.effective.total_batches / baseline.effective.total_batches * left
+
+
+def step_saving(record: Record, baseline: Record) -> float | None:
+    """Share of the FLOPs of the baseline's steps that freezing saves.
+
+    Args:
+        record (Record): The run.
+        baseline (Record): A run of the baseline, which may itself have something frozen from the start.
+
+    Returns:
+        float, optional: Averaged over training, in ``(-∞, 1)``; None if nothing is predicted.
+    """
+    if record.predicted_saving is None or baseline.predicted_saving is None:
+        return None
+    return saving_over(record.predicted_saving, baseline.predicted_saving)
 
 
 def runs_by_time(records: Mapping[int, Record], clock: Clock, score: Score = BY_ACCURACY) -> Runs:

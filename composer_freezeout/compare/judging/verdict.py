@@ -6,7 +6,7 @@ from typing import Literal
 
 from composer_freezeout.compare.arms.known import BASELINE, FREEZING, STATIC, is_baseline
 from composer_freezeout.compare.judging.comparison import Comparison
-from composer_freezeout.compare.judging.costs import flops_of, runs_by_flops, runs_by_time
+from composer_freezeout.compare.judging.costs import flops_of, runs_by_flops, runs_by_time, step_saving
 from composer_freezeout.compare.judging.curve import Baselines, Gain, Runs
 from composer_freezeout.results.record import Record
 from composer_freezeout.results.stats import CONFIDENCE, Difference, Ratio, Summary, holm, paired, ratio, summary, welch
@@ -35,7 +35,8 @@ class ArmResult:
         time_ratio (Ratio, optional): Training time over the baseline's; None if there are no times to compare.
         measured_saving (float, optional): Share of the baseline's training time that was saved, in ``(-∞, 1)``; None
             for the baseline, and if there are no times to compare.
-        predicted_saving (float, optional): The same, predicted from FLOPs; None if nothing is predicted.
+        predicted_saving (float, optional): What freezing saves of it, predicted from FLOPs; None if nothing is
+            predicted.
         flops (float, optional): FLOPs of training over the baseline's, in ``(0, ∞)``; None if nothing is predicted.
         versus_baseline (Difference, optional): Accuracy less that of the whole baseline.
         versus_static (Difference, optional): Accuracy, seed by seed, less that of the arm whose first layers are frozen
@@ -154,7 +155,7 @@ def _measured(arm: str, comparison: Comparison) -> ArmResult:
     freezes = not is_baseline(arm) and any(_freezes(record) for record in own)
     accuracies, reference = (_known([comparison.score.of(r) for r in records]) for records in (own, whole))
     cpu = _known([record.training_cpu_seconds for record in own])
-    predictions = _known([record.predicted_saving for record in own])
+    predictions = _known([step_saving(record, whole[0]) for record in own])
     flops = _known([flops_of(record, whole[0]) for record in own])
     times = [clock.seconds(record) for record in own]
     time_ratio = ratio(times, [clock.seconds(record) for record in whole]) if clock.decides else None

@@ -36,7 +36,7 @@ class Trial:
     Attributes:
         setting (Mapping[str, Any]): Arguments of FreezeOut.
         score (float): Mean accuracy over the choosing seeds, in ``[0, 1]``, or of what else runs are compared by.
-        predicted_saving (float): Share of the FLOPs that it saves.
+        predicted_saving (float): Share of the FLOPs that it saves, of those with nothing frozen.
     """
 
     setting: Setting

@@ -26,7 +26,7 @@ class Row:
         seeds (Sequence[int]): The seeds with a run, shape ``(n,)``.
         scores (Sequence[float]): Accuracies in ``[0, 1]``, or what else runs are compared by; shape ``(n,)``.
         seconds (Sequence[float]): Training times, by the clock that they are compared by, shape ``(n,)``.
-        predicted_saving (float, optional): Share of the FLOPs that is saved.
+        predicted_saving (float, optional): Share of the FLOPs that is saved, of those with nothing frozen.
         gain (Gain, optional): Quality less a baseline's in the same time, or with as many FLOPs if no times can be
             compared; None for a baseline, and without a seed that all have.
     """
