@@ -45,14 +45,15 @@ def test_every_setting_that_can_be_drawn_is_one_of_freezeout(tmp_path):
     explored = search.Sweep(tmp_path, baseline, freezeout, data, search.Console(), Local([Place()]))
     assert explored.default == settings.DEFAULT
     study = optuna.create_study(directions=['maximize', 'maximize'], sampler=optuna.samplers.RandomSampler(seed=0))
-    names = set()
+    names, anneals = set(), set()
     for _ in range(20):
         drawn = settings.suggest(study.ask())
         arm = explored.setting_arm(drawn)
         (entry,) = arm.resolved['algorithms']
         assert drawn.items() <= entry.items()
         names.add(arm.name)
-    assert len(names) > 15
+        anneals.add(drawn['anneal'])
+    assert len(names) > 15 and anneals == {None, 'shared'}
 
 
 def test_names_tell_settings_apart():
@@ -60,6 +61,7 @@ def test_names_tell_settings_apart():
     assert settings.name_of(setting()).startswith('cubic-0.8-')
     names = {settings.name_of(setting(granularity=g, scale_lr=s)) for g in ('module', 'block') for s in (True, False)}
     assert len(names) == 4
+    assert settings.name_of(setting(anneal='shared')) != settings.name_of(setting())
 
 
 def test_the_default_keeps_what_the_family_says():
@@ -88,6 +90,14 @@ def test_the_front_and_the_default_are_judged():
     assert values == [0.8, 0.6, 0.5, 0.3]
     assert [found['t_0'] for found in settings.chosen(trials, 2, settings.DEFAULT)] == [0.8, 0.3]
     assert settings.chosen([], 4, settings.DEFAULT) == [settings.DEFAULT]
+
+
+def test_settings_from_before_there_was_an_argument_are_the_same():
+    earlier = {key: value for key, value in setting(t_0=0.3).items() if key != 'anneal'}
+    assert settings.name_of(earlier) == settings.name_of(setting(t_0=0.3)) == 'cubic-0.3-ed3475'
+    default = {key: value for key, value in settings.DEFAULT.items() if key != 'anneal'}
+    found = settings.chosen([(default, (0.9, 0.1)), (earlier, (0.8, 0.5))], 9, settings.DEFAULT)
+    assert found == [settings.DEFAULT, earlier]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from composer_freezeout.method.schedule import Anneal
 from composer_freezeout.results.stats import pareto_front
 
 if TYPE_CHECKING:
@@ -28,7 +29,14 @@ __all__ = [
 ]
 
 # The paper's default, where the family's own file doesn't say otherwise.
-DEFAULT = {'t_0': 0.8, 'how_scale': 'cubic', 'scale_lr': True, 'granularity': 'module', 't_warmup': '0dur'}
+DEFAULT = {
+    't_0': 0.8,
+    'how_scale': 'cubic',
+    'scale_lr': True,
+    'granularity': 'module',
+    't_warmup': '0dur',
+    'anneal': None,
+}
 WARM_UPS = ('0dur', '0.03dur', '0.1dur')
 Setting = Mapping[str, Any]
 
@@ -97,6 +105,7 @@ def suggest(
         'scale_lr': trial.suggest_categorical('scale_lr', [True, False]),
         'granularity': trial.suggest_categorical('granularity', ['module', 'block']),
         't_warmup': trial.suggest_categorical('t_warmup', list(warm_ups)),
+        'anneal': trial.suggest_categorical('anneal', [None, *get_args(Anneal)]),
     }
 
 
@@ -109,7 +118,9 @@ def name_of(setting: Setting) -> str:
     Returns:
         str: What names its folder and its point of a plot.
     """
-    digest = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()
+    # What is None is left out: sweeps that were begun before there was such an argument go on.
+    given = {key: value for key, value in setting.items() if value is not None}
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
     return f'{setting["how_scale"]}-{setting["t_0"]:g}-{digest[:6]}'
 
 
@@ -131,4 +142,4 @@ def chosen(trials: Iterable[tuple[Setting, Sequence[float]]], keep: int, default
     front = pareto_front([-saving for _, saving in values], [quality for quality, _ in values])[::-1]
     places = sorted({round(place) for place in np.linspace(0, len(front) - 1, min(keep, len(front)))})
     found = [settings[front[place]] for place in places]
-    return [default, *(setting for setting in found if setting != default)]
+    return [default, *(setting for setting in found if name_of(setting) != name_of(default))]
