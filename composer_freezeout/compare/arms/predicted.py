@@ -29,8 +29,10 @@ def saving_of(baseline: RunConfig, config: RunConfig, data: Data) -> float | Non
     from composer_freezeout.costs.saving import saving_over
 
     saving = predicted_saving(config, data)
+    if saving is None or not baseline.model.freeze:
+        return saving
     reference = predicted_saving(baseline.model_copy(update={'algorithms': []}), data)
-    return None if saving is None else saving_over(saving, reference or 0.0)
+    return saving_over(saving, reference or 0.0)
 
 
 def predicted_saving(config: RunConfig, data: Data) -> float | None:
