@@ -189,7 +189,7 @@ def test_what_arms_save_counts_from_what_the_baseline_freezes(tmp_path):
         tmp_path, {'baseline': [0.9] * 3, 'freezeout': [0.9] * 3}, {'baseline': 9.0, 'freezeout': 8.0}
     )
     for path in folder.rglob('baseline/seed*/record.json'):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {'predicted_saving': 0.1}))
+        records.edit(path, 'predicted_saving', value=0.1)
     _, freezeout = arm_results(load_comparison(folder))
     assert freezeout.predicted_saving == pytest.approx(1 / 9) and freezeout.flops == pytest.approx(8 / 9)
     assert '11.1' in render(load_comparison(folder))['report.md']

@@ -392,8 +392,9 @@ def test_rates_of_one_cosine_are_printed(yaml, tmp_path, capsys):
     code, out, _ = command(capsys, yaml, *arguments)
     assert code == 0 and 'tiny: linear, t_0 0.5, scaled, anneal shared' in out
     # Units travel as far as one that trains to the end.
-    rates = [0.05 / (t_i + math.sin(math.pi * t_i) / math.pi) for t_i in freeze_times(8, 0.5, 'linear')]
-    lines = [line for line in out.splitlines() if any(f' {t_i:.3f} ' in line for t_i in freeze_times(8, 0.5, 'linear'))]
+    times = freeze_times(8, 0.5, 'linear')
+    rates = [0.05 / (t_i + math.sin(math.pi * t_i) / math.pi) for t_i in times]
+    lines = [line for line in out.splitlines() if any(f' {t_i:.3f} ' in line for t_i in times)]
     assert [f'{rate:.2g}' in line.split() for rate, line in zip(rates, lines, strict=True)] == [True] * 8
 
 

@@ -9,7 +9,7 @@ from composer_freezeout.compare.arms.dry_run import Data
 from composer_freezeout.compare.arms.family import Arm, make_arm
 from composer_freezeout.compare.arms.known import BASELINE, FREEZING, baseline_of_length, in_order
 from composer_freezeout.compare.arms.lengths import shortened, total_batches
-from composer_freezeout.compare.arms.predicted import saving_of
+from composer_freezeout.compare.arms.predicted import own_saving, predicted_saving
 from composer_freezeout.run.config import RunConfig
 
 __all__ = ['LENGTHS', 'bracketing', 'curve_lengths', 'length_arm', 'lengths_for', 'with_lengths']
@@ -91,18 +91,26 @@ def bracketing(costs: Sequence[float]) -> list[float]:
 
 def _predicted(arms: Sequence[Arm], data: Data) -> list[float]:
     """Costs of the arms that freeze, as shares of the whole baseline's; without those that cannot be predicted."""
+    # Imported here: scipy takes a while.
+    from composer_freezeout.costs.saving import saving_over
+
     own = arms[0].config
-    costs = []
+    try:
+        reference = own_saving(own, data)
+    except ValueError:
+        # Of a model whose FLOPs can't be counted nothing is predicted.
+        return []
+    costs: list[float] = []
     for arm in arms:
         freezes = any(entry.name in FREEZING for entry in arm.config.algorithms)
         if not freezes and arm.config.model.freeze == own.model.freeze:
             continue
         try:
-            saving = saving_of(own, arm.config, data)
+            saving = predicted_saving(arm.config, data)
         except ValueError:
             # Its own run tells what is wrong with it, and the others go on.
             continue
-        costs += [] if saving is None else [1 - saving]
+        costs += [] if saving is None else [1 - saving_over(saving, reference)]
     return costs
 
 

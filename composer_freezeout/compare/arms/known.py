@@ -38,7 +38,7 @@ LAYER_FREEZING, MATCHED = 'layer_freezing', 'layer_freezing_matched'
 STATIC, HEAD_ONLY = 'static', 'head_only'
 # FreezeOut with freeze times shifted by measured costs, in families that have them.
 COST_AWARE = 'freezeout_cost_aware'
-# FreezeOut with one cosine for all units, likewise.
+# FreezeOut with one cosine for all units.
 SHARED = 'freezeout_shared'
 
 # Names of the algorithms that freeze, as they stand in a configuration.

@@ -7,15 +7,14 @@ from composer_freezeout.compare.arms.known import FREEZING
 from composer_freezeout.compare.arms.lengths import total_batches
 from composer_freezeout.run.config import RunConfig
 
-__all__ = ['predicted_saving', 'saving_of']
+__all__ = ['own_saving', 'predicted_saving', 'saving_of']
 
 
 def saving_of(baseline: RunConfig, config: RunConfig, data: Data) -> float | None:
     """Share of a baseline's FLOPs that an arm saves.
 
     Args:
-        baseline (RunConfig): The baseline's, which may itself have something frozen from the start; what algorithms
-            freeze in it is left out.
+        baseline (RunConfig): The baseline's, which may itself have something frozen from the start.
         config (RunConfig): The arm's.
         data (Data): What both are trained on.
 
@@ -29,10 +28,26 @@ def saving_of(baseline: RunConfig, config: RunConfig, data: Data) -> float | Non
     from composer_freezeout.costs.saving import saving_over
 
     saving = predicted_saving(config, data)
-    if saving is None or not baseline.model.freeze:
-        return saving
-    reference = predicted_saving(baseline.model_copy(update={'algorithms': []}), data)
-    return saving_over(saving, reference or 0.0)
+    return None if saving is None else saving_over(saving, own_saving(baseline, data))
+
+
+def own_saving(baseline: RunConfig, data: Data) -> float:
+    """Share of the FLOPs that a baseline saves by what is frozen in it from the start.
+
+    Args:
+        baseline (RunConfig): The baseline's; what algorithms freeze in it is left out.
+        data (Data): What it is trained on.
+
+    Returns:
+        float: In ``[0, 1)``.
+
+    Raises:
+        ConfigError: If the model is at fault.
+        ValueError: If the FLOPs of the model can't be counted.
+    """
+    if not baseline.model.freeze:
+        return 0.0
+    return predicted_saving(baseline.model_copy(update={'algorithms': []}), data) or 0.0
 
 
 def predicted_saving(config: RunConfig, data: Data) -> float | None:
